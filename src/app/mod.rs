@@ -1,0 +1,95 @@
+//! The one composition root: settings become a running edge.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::config::Config;
+use crate::frontend::{self, Listeners, Service};
+use crate::pull::{self, Puller};
+use crate::routing::Routes;
+use crate::runtime::{Clock, SystemClock, Tasks};
+use crate::store::{self, Store};
+use crate::telemetry;
+use crate::upstream;
+
+/// A running edge.
+#[derive(Debug)]
+pub struct App {
+    addresses: Vec<SocketAddr>,
+    store: Store,
+    tasks: Tasks,
+    drain_timeout: Duration,
+}
+
+impl App {
+    /// Opens the store, binds the listeners and begins to serve.
+    ///
+    /// # Errors
+    /// What keeps it from serving, with what to do about it.
+    pub async fn start(config: Config) -> Result<Self> {
+        raise_descriptor_limit();
+        let tasks = Tasks::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let metrics = telemetry::Metrics::new();
+        // The address first: a second edge on the same port must not touch the cache.
+        let listeners = Listeners::bind(&config.frontend).await?;
+        let store = {
+            let (config, clock, tasks) = (config.store.clone(), Arc::clone(&clock), tasks.clone());
+            let metrics = store::Metrics::register(&metrics);
+            tokio::task::spawn_blocking(move || Store::open(&config, clock, &tasks, metrics)).await??
+        };
+        let routes = Routes::new(config.routing);
+        let client_metrics = upstream::Metrics::register(metrics.registry()).context("registering metrics")?;
+        let client = upstream::Client::new(config.fetch, &routes, Arc::clone(&clock), client_metrics)?;
+        let puller = Puller::new(
+            store.clone(),
+            client,
+            config.tags,
+            config.fill,
+            clock,
+            &tasks,
+            pull::Metrics::register(&metrics),
+        );
+        let front_metrics = frontend::Metrics::register(&metrics);
+        let service = Arc::new(Service::new(routes, puller, &tasks, metrics, front_metrics));
+        let addresses = listeners.addresses();
+        listeners.serve(&service, &tasks);
+        Ok(Self { addresses, store, tasks, drain_timeout: config.frontend.limits.drain_timeout })
+    }
+
+    /// Where pulls are answered.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Where the cache lies.
+    pub fn cache_directory(&self) -> &std::path::Path {
+        self.store.directory()
+    }
+
+    /// Stops accepting, lets answers under way finish within the drain time-out, and leaves the
+    /// cache in order. What is still being fetched then is resumed by the next start.
+    pub async fn stop(self) {
+        let stragglers = self.tasks.drain(self.drain_timeout).await;
+        if stragglers > 0 {
+            tracing::warn!(tasks = stragglers, "stopped before everything had ended");
+        }
+        let store = self.store;
+        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+            tracing::warn!(%error, "the cache was not closed in order");
+        }
+    }
+}
+
+/// Every connection, flight and open blob takes a descriptor: allow as many as the system does.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it was");
+    }
+}

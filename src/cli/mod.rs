@@ -1,0 +1,163 @@
+//! The command line.
+
+mod pull;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::config::{CONFIG_VARIABLE, Config};
+use crate::runtime::Overrides;
+use crate::telemetry::LogFormat;
+
+/// Pull-through caching edge proxy for container registries.
+#[derive(Debug, Parser)]
+#[command(name = "clawhub-edge", version, about, arg_required_else_help = false)]
+struct Arguments {
+    /// Configuration file [default: /etc/clawhub-edge/clawhub-edge.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE, hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// Address to listen on, in place of the configured ones; may be given several times
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    listen: Vec<SocketAddr>,
+    /// Directory of the cache
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    cache_dir: Option<PathBuf>,
+    /// Log level, or filter directives such as info,clawhub_edge::upstream=debug
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Log format: text or json
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve pulls until a signal comes (the default)
+    Serve,
+    /// Check the configuration and say every mistake
+    CheckConfig,
+    /// Pull an image into the cache
+    Pull(pull::PullArguments),
+    /// Print the version
+    Version,
+}
+
+impl Arguments {
+    fn overrides(&self) -> Overrides {
+        let listen = self.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let cache_dir = self.cache_dir.as_ref().map(|path| path.display().to_string());
+        [
+            ("listen", Some(listen).filter(|listen| !listen.is_empty())),
+            ("store.directory", cache_dir),
+            ("log.level", self.log_level.clone()),
+            ("log.format", self.log_format.clone()),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+        .collect()
+    }
+
+    fn load(&self) -> Result<Config> {
+        // Variables that are not UTF-8 are none of ours.
+        let environment: BTreeMap<_, _> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Ok(Config::load(self.config.as_deref(), &environment, self.overrides())?)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say_error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        Some(Command::Version) => {
+            say(&format!("clawhub-edge {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+        Some(Command::CheckConfig) => {
+            let config = arguments.load()?;
+            let file = config.file.map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+            say(&format!("{file}: good"));
+            Ok(())
+        }
+        Some(Command::Pull(pull)) => {
+            let config = arguments.load()?;
+            // The bars own the terminal; the log speaks up only when something is wrong.
+            crate::telemetry::LogConfig {
+                level: arguments.log_level.clone().unwrap_or_else(|| "error".to_owned()),
+                ..config.log.clone()
+            }
+            .start();
+            runtime()?.block_on(pull.run(config))
+        }
+        None | Some(Command::Serve) => {
+            let config = arguments.load()?;
+            config.log.start();
+            runtime()?.block_on(serve(config))
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let format = config.log.format;
+    let app = App::start(config).await?;
+    introduce(&app, format);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+    }
+    tokio::select! {
+        () = app.stop() => tracing::info!("stopped"),
+        // Whoever asks twice does not want to wait.
+        _ = interrupt.recv() => tracing::warn!("stopped at once"),
+    }
+    Ok(())
+}
+
+/// Where it listens, where it stores, and how to pull through it.
+fn introduce(app: &App, format: LogFormat) {
+    let addresses: Vec<_> = app.addresses().iter().map(ToString::to_string).collect();
+    let directory = app.cache_directory().display();
+    if format == LogFormat::Json {
+        tracing::info!(listen = addresses.join(","), cache = %directory, "serving");
+        return;
+    }
+    let example = addresses.first().map_or("", String::as_str);
+    say(&format!("ClawHub Edge listens on http://{}", addresses.join(", http://")));
+    say(&format!("  and caches in {directory}"));
+    say(&format!("  Try: skopeo inspect --tls-verify=false docker://{example}/docker.io/library/alpine"));
+}
+
+#[expect(clippy::print_stdout, reason = "the output of a command")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+#[expect(clippy::print_stderr, reason = "the error of a command")]
+fn say_error(message: &str) {
+    eprintln!("clawhub-edge: {message}");
+}

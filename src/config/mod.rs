@@ -1,0 +1,139 @@
+//! The configuration: a file, the environment and flags become checked settings.
+//!
+//! Every room owns its own section's type and its checks; this module gathers them, adds the
+//! checks that concern several, and reports every mistake at once.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::frontend::FrontendConfig;
+use crate::pull::{FillConfig, TagConfig};
+use crate::routing::RoutingConfig;
+use crate::runtime::{Mistakes, Overrides, Section, Settings};
+use crate::store::StoreConfig;
+use crate::telemetry::LogConfig;
+use crate::upstream::FetchConfig;
+
+/// Names the configuration file.
+pub const CONFIG_VARIABLE: &str = "CLAWHUB_EDGE_CONFIG";
+/// Read when nothing else is named and it exists.
+const SYSTEM_FILE: &str = "/etc/clawhub-edge/clawhub-edge.toml";
+
+/// Checked settings of the whole process.
+#[derive(Debug)]
+pub struct Config {
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// `[log]`.
+    pub log: LogConfig,
+    /// `[store]`.
+    pub store: StoreConfig,
+    /// `[routing]` and `[upstreams]`.
+    pub routing: RoutingConfig,
+    /// `[fetch]`.
+    pub fetch: FetchConfig,
+    /// `[tags]`.
+    pub tags: TagConfig,
+    /// `[fill]`.
+    pub fill: FillConfig,
+    /// `[[listen]]`, `[limits]` and `[metrics]`.
+    pub frontend: FrontendConfig,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Everything that is wrong in it.
+    #[error(transparent)]
+    Mistakes(#[from] Mistakes),
+}
+
+impl Config {
+    /// Reads the file (or the one that the environment names, or the system's, or none), the
+    /// environment and the flags.
+    ///
+    /// # Errors
+    /// Every mistake, with file, line and key.
+    pub fn load(
+        file: Option<&Path>,
+        environment: &BTreeMap<String, String>,
+        overrides: Overrides,
+    ) -> Result<Self, ConfigError> {
+        let file = file.map(Path::to_owned).or_else(|| file_of(environment));
+        let text = match &file {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?,
+            None => String::new(),
+        };
+        let source = file.as_deref().map(|path| (path, text.as_str()));
+        let settings = Settings::new(source, environment.clone(), overrides);
+        settings.allow_variable(CONFIG_VARIABLE);
+        let config = Self::read(&settings.root(), file.clone(), cache_directory(environment));
+        settings.finish()?;
+        Ok(config)
+    }
+
+    fn read(root: &Section<'_>, file: Option<PathBuf>, cache_directory: PathBuf) -> Self {
+        let config = Self {
+            file,
+            log: LogConfig::read(&root.section("log")),
+            store: StoreConfig::read(&root.section("store"), cache_directory),
+            routing: RoutingConfig::read(root),
+            fetch: FetchConfig::read(&root.section("fetch")),
+            tags: TagConfig::read(&root.section("tags")),
+            fill: FillConfig::read(&root.section("fill")),
+            frontend: FrontendConfig::read(root),
+        };
+        config.check_exposure(&root.section("auth"));
+        config
+    }
+
+    /// An upstream credential behind a listener that others reach, without anybody being asked who
+    /// they are, gives everybody what that credential may pull.
+    fn check_exposure(&self, auth: &Section<'_>) {
+        let anonymous = auth.read("anonymous", false);
+        let exposed: Vec<_> =
+            self.frontend.listen.iter().map(|listen| listen.address).filter(|address| !address.ip().is_loopback()).collect();
+        if anonymous || exposed.is_empty() || !self.routing.has_credentials() {
+            return;
+        }
+        let addresses = exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        auth.mistake(
+            "anonymous",
+            format!(
+                "everybody who reaches {addresses} could pull what the upstream credentials may pull. \
+                 Listen on a loopback address only, or remove the credentials, \
+                 or set auth.anonymous = true to allow it"
+            ),
+        );
+    }
+}
+
+fn file_of(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+    let named = environment.get(CONFIG_VARIABLE).map(PathBuf::from);
+    named.or_else(|| Some(PathBuf::from(SYSTEM_FILE)).filter(|path| path.exists()))
+}
+
+/// systemd's cache directory, the user's, or the system's.
+fn cache_directory(environment: &BTreeMap<String, String>) -> PathBuf {
+    let directory = |variable: &str| {
+        let path = environment.get(variable).map(PathBuf::from)?;
+        path.is_absolute().then_some(path)
+    };
+    directory("CACHE_DIRECTORY")
+        .or_else(|| Some(directory("XDG_CACHE_HOME")?.join("clawhub-edge")))
+        .or_else(|| Some(directory("HOME")?.join(".cache/clawhub-edge")))
+        .unwrap_or_else(|| PathBuf::from("/var/cache/clawhub-edge"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+use super::*;
+
+/// The example configuration, which documents every option.
+const EXAMPLE: &str = include_str!("../../config/clawhub-edge.toml");
+
+fn load(text: &str) -> Result<Config, Mistakes> {
+    let settings = Settings::new(Some((Path::new("edge.toml"), text)), [], Overrides::new());
+    let config = Config::read(&settings.root(), None, PathBuf::from("/cache"));
+    settings.finish().map(|()| config)
+}
+
+#[test]
+fn no_configuration_at_all_is_a_good_one() {
+    let config = load("").unwrap();
+    assert_eq!(config.frontend.listen[0].address.to_string(), "127.0.0.1:5050");
+    assert_eq!(config.store.directory, Path::new("/cache"));
+}
+
+#[test]
+fn the_example_states_every_option_with_its_default() {
+    let settings = Settings::new(Some((Path::new("clawhub-edge.toml"), EXAMPLE)), [], Overrides::new());
+    Config::read(&settings.root(), None, PathBuf::from("/cache"));
+    let defaults = settings.defaults();
+    settings.finish().unwrap();
+    let documented = documented();
+    for (key, default) in defaults {
+        // The tables that the example fills in have no defaults of their own to document.
+        if key.starts_with("upstreams.") {
+            continue;
+        }
+        let found = documented.get(&key);
+        assert_eq!(found, Some(&default), "{key} in config/clawhub-edge.toml");
+    }
+}
+
+/// The options of the example as `key → value`, commented out or not.
+fn documented() -> BTreeMap<String, String> {
+    let mut section = String::new();
+    let mut options = BTreeMap::new();
+    for line in EXAMPLE.lines() {
+        let line = line.strip_prefix('#').unwrap_or(line);
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            let value = value.trim_matches('"').replace(['[', ']', '"'], "").replace(", ", ",");
+            options.insert(format!("{section}.{key}"), value);
+        }
+    }
+    options
+}
+
+#[test]
+fn a_credential_behind_an_open_listener_refuses_to_start_and_says_the_three_ways_out() {
+    let credential = "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword = \"p\"\n";
+    let open = "[[listen]]\naddress = \"0.0.0.0:5050\"\n";
+    let mistakes = load(&format!("{open}{credential}")).unwrap_err().to_string();
+    for way in ["loopback", "remove the credentials", "auth.anonymous = true"] {
+        assert!(mistakes.contains(way), "{way} is missing in {mistakes}");
+    }
+    load(credential).unwrap();
+    load(open).unwrap();
+    load(&format!("{open}{credential}[auth]\nanonymous = true\n")).unwrap();
+}
+
+#[test]
+fn the_cache_goes_where_the_environment_says() {
+    let directory = |pairs: &[(&str, &str)]| {
+        cache_directory(&pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    };
+    assert_eq!(directory(&[("HOME", "/h")]), Path::new("/h/.cache/clawhub-edge"));
+    assert_eq!(directory(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/clawhub-edge"));
+    assert_eq!(directory(&[("HOME", "/h"), ("CACHE_DIRECTORY", "/c")]), Path::new("/c"));
+    assert_eq!(directory(&[("XDG_CACHE_HOME", "relative")]), Path::new("/var/cache/clawhub-edge"));
+}

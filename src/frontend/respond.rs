@@ -1,0 +1,198 @@
+//! Errors become answers here, and nowhere else.
+//!
+//! Every match is exhaustive: a new error does not compile until somebody decides what a client
+//! sees of it. The client gets a code of the distribution specification and a message without
+//! internals; the operator finds the cause in the log under the request id.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use hyper::StatusCode;
+
+use crate::oci::{ErrorCode, RequestError};
+use crate::pull::{self, Freshness, Served};
+use crate::routing::RoutingError;
+use crate::upstream;
+
+/// The name of this cache in `Cache-Status`.
+const CACHE_NAME: &str = "clawhub-edge";
+/// When a client may come back after a failure that says nothing about it.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// An answer without the thing that was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) code: ErrorCode,
+    pub(super) message: String,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after: None }
+    }
+
+    fn retry(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// A write, or any other method that a pull-only registry has no answer to.
+    pub(super) fn unsupported_method() -> Self {
+        let message = "this registry is pull-only: push to the upstream instead";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, message)
+    }
+
+    /// The repository catalogue, which an edge does not have.
+    pub(super) fn no_catalog() -> Self {
+        let message = "a cache has no catalogue of its upstreams' repositories";
+        Self::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message)
+    }
+
+    /// A range that lies outside of the blob.
+    pub(super) fn unsatisfiable_range(size: u64) -> Self {
+        let message = format!("the blob has {size} bytes");
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeInvalid, message)
+    }
+}
+
+impl From<&RequestError> for Refusal {
+    fn from(error: &RequestError) -> Self {
+        let status = match error {
+            RequestError::NotFound => StatusCode::NOT_FOUND,
+            RequestError::PathInvalid { .. }
+            | RequestError::NameInvalid(_)
+            | RequestError::TagInvalid(_)
+            | RequestError::DigestInvalid(_)
+            | RequestError::QueryInvalid { .. }
+            | RequestError::PaginationNumberInvalid => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
+impl From<&RoutingError> for Refusal {
+    fn from(error: &RoutingError) -> Self {
+        Self::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, error.to_string())
+    }
+}
+
+impl From<&pull::Error> for Refusal {
+    fn from(error: &pull::Error) -> Self {
+        let unavailable = |message: &str| Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message);
+        match error {
+            pull::Error::Unknown(code) => Self::new(StatusCode::NOT_FOUND, *code, "the upstream does not have it"),
+            pull::Error::Upstream(error) => Self::from(&**error),
+            pull::Error::Manifest(error) => {
+                let message = format!("the upstream's manifest is refused: {error}");
+                Self::new(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, message)
+            }
+            pull::Error::Corrupt(_) => unavailable("the upstream sent wrong bytes"),
+            pull::Error::TooLarge(limit) => {
+                let message = format!("the blob is too large: this edge accepts {limit} bytes");
+                Self::new(StatusCode::BAD_GATEWAY, ErrorCode::SizeInvalid, message)
+            }
+            pull::Error::Deadline(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                "the wanted bytes have not arrived yet; come back later",
+            )
+            .retry(DEFAULT_RETRY_AFTER),
+            pull::Error::Store(_) | pull::Error::Read(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unavailable, "the cache's disk failed")
+            }
+            pull::Error::Abandoned => unavailable("the fetch was stopped; ask again"),
+            pull::Error::Internal => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "an internal error")
+            }
+        }
+    }
+}
+
+impl From<&upstream::Error> for Refusal {
+    fn from(error: &upstream::Error) -> Self {
+        use upstream::Error as E;
+        let name = &error.place().upstream;
+        let bad_gateway =
+            |message: String| Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message);
+        match error {
+            E::NotFound { code, .. } => {
+                Self::new(StatusCode::NOT_FOUND, *code, format!("{name} does not have it"))
+            }
+            E::Unauthorized { has_credential: true, .. } | E::Forbidden { has_credential: true, .. } => {
+                bad_gateway(format!("{name} refuses this edge's credential"))
+            }
+            // Registries say the same of what is private and of what does not exist.
+            E::Unauthorized { has_credential: false, .. } | E::Forbidden { has_credential: false, .. } => Self::new(
+                StatusCode::FORBIDDEN,
+                ErrorCode::Denied,
+                format!("{name} does not give this to anonymous callers: it does not exist, or the edge needs a credential"),
+            ),
+            E::RateLimited { retry_after, .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::TooManyRequests,
+                format!("{name} limits the rate of requests"),
+            )
+            .retry(retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
+            E::TimedOut { .. } => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                ErrorCode::Unavailable,
+                format!("{name} does not answer in time"),
+            ),
+            E::Unreachable { .. } => bad_gateway(format!("{name} cannot be reached")),
+            E::NotARegistry { .. } => bad_gateway(format!("{name} does not answer like a registry")),
+            E::Corrupt { .. } => bad_gateway(format!("{name} sends corrupt content")),
+            E::RealmRefused { .. } => bad_gateway(format!("{name} names a token service that is not allowed here")),
+            E::Refused { status, .. } => bad_gateway(format!("{name} refuses the request with status {status}")),
+            E::Misconfigured { .. } => bad_gateway(format!("{name} is not configured rightly on this edge")),
+        }
+    }
+}
+
+/// The value of `Cache-Status` (RFC 9211).
+pub(super) fn cache_status(freshness: &Freshness) -> String {
+    let mut status = CACHE_NAME.to_owned();
+    status.push_str(match freshness.served {
+        Served::Hit | Served::Stale => "; hit",
+        Served::Revalidated => "; fwd=stale; fwd-status=200",
+        Served::Miss => "; fwd=uri-miss; stored",
+        Served::Collapsed => "; fwd=uri-miss; collapsed",
+    });
+    if let Some(ttl) = freshness.ttl {
+        // Writing to a string cannot fail.
+        let _ = write!(status, "; ttl={ttl}");
+    }
+    if freshness.served == Served::Stale {
+        status.push_str("; detail=stale");
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_status_says_how_the_answer_came_about() {
+        let freshness = |served, ttl| Freshness { served, age: Duration::ZERO, ttl };
+        for (served, ttl, expected) in [
+            (Served::Hit, Some(12), "clawhub-edge; hit; ttl=12"),
+            (Served::Stale, Some(-7), "clawhub-edge; hit; ttl=-7; detail=stale"),
+            (Served::Miss, None, "clawhub-edge; fwd=uri-miss; stored"),
+            (Served::Collapsed, None, "clawhub-edge; fwd=uri-miss; collapsed"),
+            (Served::Revalidated, None, "clawhub-edge; fwd=stale; fwd-status=200"),
+        ] {
+            assert_eq!(cache_status(&freshness(served, ttl)), expected);
+        }
+    }
+
+    #[test]
+    fn unknown_content_while_a_fetch_fails_is_never_called_absent() {
+        for error in [pull::Error::Abandoned, pull::Error::Internal, pull::Error::Deadline(Duration::ZERO)] {
+            assert!(Refusal::from(&error).status.is_server_error(), "{error}");
+        }
+        let unknown = Refusal::from(&pull::Error::Unknown(ErrorCode::BlobUnknown));
+        assert_eq!((unknown.status, unknown.code), (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown));
+    }
+}

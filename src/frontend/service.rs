@@ -1,0 +1,440 @@
+//! One request, one answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use tokio::time::Instant;
+
+use super::access_log::{self, Record};
+use super::body::ResponseBody;
+use super::respond::{Refusal, cache_status};
+use crate::oci::{
+    ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository, Resolved,
+    Target, media_type, next_page_link,
+};
+use crate::pull::{BlobAnswer, Freshness, ManifestAnswer, Puller, Want};
+use crate::routing::{Route, Routes};
+use crate::runtime::Tasks;
+use crate::telemetry::{self, Buckets, counter, counters, gauge, histogram};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+const OCTET_STREAM: HeaderValue = HeaderValue::from_static("application/octet-stream");
+const OCI_INDEX: HeaderValue = HeaderValue::from_static(media_type::OCI_INDEX);
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// A request id that a client may choose: longer ones are replaced.
+const MAX_REQUEST_ID: usize = 128;
+
+/// What a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Facet {
+    /// Pulls, health and metrics.
+    Everything,
+    /// Pulls and health.
+    Pull,
+    /// Health and metrics.
+    Metrics,
+}
+
+/// What the front counts.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    head_seconds: Histogram,
+    pub(super) sent_bytes: IntCounter,
+    pub(super) connections: IntGauge,
+}
+
+impl Metrics {
+    /// Registers the counters.
+    pub fn register(metrics: &telemetry::Metrics) -> Self {
+        Self {
+            requests: counters(
+                metrics,
+                "http_requests_total",
+                "Requests answered, by what was asked for and the status.",
+                &["kind", "status"],
+            ),
+            head_seconds: histogram(
+                metrics,
+                "http_response_head_seconds",
+                "Time from the head of a request to the head of its answer.",
+                Buckets::Latency,
+            ),
+            sent_bytes: counter(metrics, "http_sent_bytes_total", "Bytes of bodies handed to clients."),
+            connections: gauge(metrics, "http_connections", "Open client connections."),
+        }
+    }
+}
+
+/// Answers requests. Shared by all connections.
+#[derive(Debug)]
+pub struct Service {
+    routes: Routes,
+    puller: Puller,
+    tasks: Tasks,
+    exposition: telemetry::Metrics,
+    metrics: Arc<Metrics>,
+}
+
+/// An answer before its common headers.
+struct Answer {
+    response: Response<ResponseBody>,
+    cache_status: Option<String>,
+}
+
+impl Answer {
+    fn new(status: StatusCode, body: ResponseBody) -> Self {
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        Self { response, cache_status: None }
+    }
+
+    fn text(status: StatusCode, content_type: HeaderValue, text: impl Into<Bytes>) -> Self {
+        let text: Bytes = text.into();
+        let length = text.len();
+        Self::new(status, ResponseBody::whole(text))
+            .header(header::CONTENT_TYPE, content_type)
+            .header(header::CONTENT_LENGTH, length)
+    }
+
+    /// Sets a header; a value that is none, which can only come from an upstream, is left out.
+    fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
+        if let Ok(value) = value.try_into() {
+            self.response.headers_mut().insert(name, value);
+        }
+        self
+    }
+
+    fn digest(self, digest: &Digest) -> Self {
+        self.header(CONTENT_DIGEST, digest.to_string()).header(header::ETAG, etag(digest))
+    }
+
+    fn freshness(mut self, freshness: &Freshness) -> Self {
+        self.cache_status = Some(cache_status(freshness));
+        self.header(header::AGE, freshness.age.as_secs())
+    }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        let document = ErrorDocument::single(refusal.code, refusal.message).to_json();
+        let answer = Self::text(refusal.status, JSON, document);
+        match refusal.retry_after {
+            Some(after) => answer.header(header::RETRY_AFTER, after.as_secs().max(1)),
+            None => answer,
+        }
+    }
+}
+
+impl Service {
+    /// A service over the routes and the puller; `exposition` is what `/metrics` shows.
+    pub fn new(routes: Routes, puller: Puller, tasks: &Tasks, exposition: telemetry::Metrics, metrics: Metrics) -> Self {
+        Self { routes, puller, tasks: tasks.clone(), exposition, metrics: Arc::new(metrics) }
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Answers one request; failures are answers too.
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        facet: Facet,
+    ) -> Response<ResponseBody> {
+        // A pull has no body; what a write brings is not read.
+        let (parts, _) = request.into_parts();
+        let log = log_request(&parts, peer);
+        let (kind, answer) = match self.operator_answer(&parts, facet) {
+            Some(answer) => ("operator", answer),
+            None => self.api_answer(&parts).await,
+        };
+        self.finish(&parts, log, kind, answer)
+    }
+
+    /// Health and metrics.
+    fn operator_answer(&self, parts: &Parts, facet: Facet) -> Option<Answer> {
+        let readable = matches!(parts.method, Method::GET | Method::HEAD);
+        let answer = match parts.uri.path() {
+            "/livez" if readable => Answer::text(StatusCode::OK, TEXT, "ok\n"),
+            "/readyz" if readable && self.tasks.is_draining() => {
+                Answer::text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
+            }
+            "/readyz" if readable => Answer::text(StatusCode::OK, TEXT, "ok\n"),
+            "/metrics" if readable && facet != Facet::Pull => {
+                Answer::text(StatusCode::OK, PROMETHEUS, self.exposition.expose())
+            }
+            _ if facet == Facet::Metrics => Answer::text(StatusCode::NOT_FOUND, TEXT, "see /metrics, /livez, /readyz\n"),
+            _ => return None,
+        };
+        Some(answer)
+    }
+
+    /// The pull API, with the kind of request for the counters.
+    async fn api_answer(&self, parts: &Parts) -> (&'static str, Answer) {
+        if !matches!(parts.method, Method::GET | Method::HEAD) {
+            let answer = Answer::from(Refusal::unsupported_method()).header(header::ALLOW, "GET, HEAD");
+            return ("write", answer);
+        }
+        let request = match ApiRequest::parse(parts.uri.path(), parts.uri.query()) {
+            Ok(request) => request,
+            Err(error) => return ("invalid", Refusal::from(&error).into()),
+        };
+        let kind = match &request.target {
+            Target::Base => "base",
+            Target::Manifest { .. } => "manifest",
+            Target::Blob { .. } => "blob",
+            Target::Tags { .. } => "tags",
+            Target::Referrers { .. } => "referrers",
+            Target::Catalog { .. } => "catalog",
+            Target::Upload { .. } => "write",
+        };
+        let answer = self.target_answer(parts, &request).await.unwrap_or_else(Answer::from);
+        let answer = match &request.ns {
+            Some(ns) => answer.header(OCI_NAMESPACE, ns.as_str()),
+            None => answer,
+        };
+        (kind, answer)
+    }
+
+    async fn target_answer(&self, parts: &Parts, request: &ApiRequest) -> Result<Answer, Refusal> {
+        let ns = request.ns.as_deref();
+        match &request.target {
+            Target::Base => Ok(Answer::text(StatusCode::OK, JSON, "{}")),
+            Target::Manifest { repository, reference } => {
+                self.manifest(parts, &self.route(parts, ns, repository)?, reference).await
+            }
+            Target::Blob { repository, digest } => {
+                self.blob(parts, &self.route(parts, ns, repository)?, digest).await
+            }
+            Target::Tags { repository, page } => {
+                self.tags(&self.route(parts, ns, repository)?, repository, page, ns).await
+            }
+            Target::Referrers { repository, digest, artifact_type } => {
+                self.referrers(&self.route(parts, ns, repository)?, digest, artifact_type.as_deref()).await
+            }
+            Target::Catalog { .. } => Err(Refusal::no_catalog()),
+            Target::Upload { .. } => Err(Refusal::unsupported_method()),
+        }
+    }
+
+    fn route(&self, parts: &Parts, ns: Option<&str>, repository: &Repository) -> Result<Route, Refusal> {
+        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        self.routes.find(ns, host, repository).map_err(|error| Refusal::from(&error))
+    }
+
+    async fn manifest(&self, parts: &Parts, route: &Route, reference: &Reference) -> Result<Answer, Refusal> {
+        let want = if parts.method == Method::HEAD { Want::Head } else { Want::Body };
+        let manifest = self.puller.manifest(route, reference, want).await.map_err(|error| refuse(&error))?;
+        if matches_etag(parts, &manifest.digest) {
+            return Ok(not_modified(&manifest.digest, &manifest.freshness));
+        }
+        let ManifestAnswer { digest, size, media_type, body, freshness } = manifest;
+        let body = body.filter(|_| want == Want::Body).map_or_else(ResponseBody::empty, ResponseBody::whole);
+        Ok(Answer::new(StatusCode::OK, body)
+            .header(header::CONTENT_TYPE, media_type)
+            .header(header::CONTENT_LENGTH, size)
+            .digest(&digest)
+            .freshness(&freshness))
+    }
+
+    async fn blob(&self, parts: &Parts, route: &Route, digest: &Digest) -> Result<Answer, Refusal> {
+        if parts.method == Method::HEAD || parts.headers.contains_key(header::IF_NONE_MATCH) {
+            let head = self.puller.head_blob(route, digest).await.map_err(|error| refuse(&error))?;
+            if matches_etag(parts, digest) {
+                return Ok(not_modified(digest, &head.freshness));
+            }
+            if parts.method == Method::HEAD {
+                let answer = blob_answer(StatusCode::OK, head.size, ResponseBody::empty());
+                return Ok(answer.digest(digest).freshness(&head.freshness));
+            }
+        }
+        let mut blob = self.puller.blob(route, digest).await.map_err(|error| refuse(&error))?;
+        let freshness = blob.freshness;
+        let answer = match requested_range(parts, digest) {
+            None => whole(blob).await?,
+            Some(range) => {
+                let size = blob.known_size().await.map_err(|error| refuse(&error))?;
+                match range.resolve(size) {
+                    Resolved::Single(range) => part(blob, range, size).await?,
+                    // Allowed by RFC 9110, section 14.2: a server may ignore `Range`.
+                    Resolved::Several(_) => whole(blob).await?,
+                    Resolved::Unsatisfiable => {
+                        let content_range = ContentRange { range: None, size: Some(size) };
+                        let refusal = Answer::from(Refusal::unsatisfiable_range(size));
+                        return Ok(refusal.header(header::CONTENT_RANGE, content_range.to_string()));
+                    }
+                }
+            }
+        };
+        Ok(answer.digest(digest).freshness(&freshness))
+    }
+
+    async fn tags(
+        &self,
+        route: &Route,
+        repository: &Repository,
+        page: &Page,
+        ns: Option<&str>,
+    ) -> Result<Answer, Refusal> {
+        let list = self.puller.tags(route, page).await.map_err(|error| refuse(&error))?;
+        // The client's own name of the repository: it may carry the upstream's as a prefix.
+        let document = serde_json::json!({ "name": repository.as_str(), "tags": list.tags }).to_string();
+        let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
+        Ok(match list.next {
+            Some(next) => {
+                answer.header(header::LINK, next_page_link(&format!("/v2/{repository}/tags/list"), &next, ns))
+            }
+            None => answer,
+        })
+    }
+
+    async fn referrers(&self, route: &Route, digest: &Digest, artifact_type: Option<&str>) -> Result<Answer, Refusal> {
+        let found = self.puller.referrers(route, digest, artifact_type).await.map_err(|error| refuse(&error))?;
+        let answer = Answer::text(StatusCode::OK, OCI_INDEX, found.body);
+        Ok(if found.is_filtered {
+            answer.header(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"))
+        } else {
+            answer
+        })
+    }
+
+    fn finish(
+        &self,
+        parts: &Parts,
+        log: access_log::Request,
+        kind: &'static str,
+        answer: Answer,
+    ) -> Response<ResponseBody> {
+        let Answer { mut response, cache_status } = answer;
+        let status = response.status();
+        let headers = response.headers_mut();
+        headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if let Ok(id) = HeaderValue::from_str(&log.id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if let Some(cache_status) = cache_status.as_deref().and_then(|status| HeaderValue::from_str(status).ok()) {
+            headers.insert(CACHE_STATUS, cache_status);
+        }
+        if !matches!(parts.method, Method::GET | Method::HEAD) {
+            // The body that such a request brings was not read, so nothing can follow it.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let promised = if parts.method == Method::HEAD { 0 } else { length.unwrap_or(0) };
+        self.metrics.requests.with_label_values(&[kind, status.as_str()]).inc();
+        self.metrics.head_seconds.observe(log.started.elapsed().as_secs_f64());
+        if kind == "operator" {
+            // Probes and scrapes would bury the pulls.
+            return response;
+        }
+        let record = Record::new(log, status, cache_status, promised, Arc::clone(&self.metrics));
+        response.map(|body| body.recorded(record))
+    }
+}
+
+/// The refusal for an error of a pull; the cause goes to the log here, where it is handled.
+fn refuse(error: &crate::pull::Error) -> Refusal {
+    let refusal = Refusal::from(error);
+    if refusal.status.is_server_error() {
+        tracing::warn!(%error, status = refusal.status.as_u16(), "pull failed");
+    } else {
+        tracing::debug!(%error, status = refusal.status.as_u16(), "pull refused");
+    }
+    refusal
+}
+
+fn blob_answer(status: StatusCode, length: Option<u64>, body: ResponseBody) -> Answer {
+    let answer = Answer::new(status, body)
+        .header(header::CONTENT_TYPE, OCTET_STREAM)
+        .header(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    match length {
+        Some(length) => answer.header(header::CONTENT_LENGTH, length),
+        None => answer,
+    }
+}
+
+async fn whole(blob: BlobAnswer) -> Result<Answer, Refusal> {
+    let size = blob.size();
+    let mut reader = blob.whole();
+    reader.ready().await.map_err(|error| refuse(&error))?;
+    Ok(blob_answer(StatusCode::OK, size, ResponseBody::stream(reader)))
+}
+
+async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, Refusal> {
+    let mut reader = blob.range(range).await.map_err(|error| refuse(&error))?;
+    reader.ready().await.map_err(|error| refuse(&error))?;
+    let content_range = ContentRange { range: Some(range), size: Some(size) };
+    Ok(blob_answer(StatusCode::PARTIAL_CONTENT, Some(range.len()), ResponseBody::stream(reader))
+        .header(header::CONTENT_RANGE, content_range.to_string()))
+}
+
+/// The range that a client asks for, if it is to be honoured: `If-Range` with another entity than
+/// this one means the whole (RFC 9110, section 13.1.5).
+fn requested_range(parts: &Parts, digest: &Digest) -> Option<RangeRequest> {
+    let range = parts.headers.get(header::RANGE)?.to_str().ok()?;
+    let same_entity = match parts.headers.get(header::IF_RANGE) {
+        Some(condition) => condition.to_str().is_ok_and(|condition| condition == etag(digest)),
+        None => true,
+    };
+    if same_entity { RangeRequest::parse(range) } else { None }
+}
+
+fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+fn not_modified(digest: &Digest, freshness: &Freshness) -> Answer {
+    Answer::new(StatusCode::NOT_MODIFIED, ResponseBody::empty()).digest(digest).freshness(freshness)
+}
+
+/// Whether `If-None-Match` names this entity. The comparison is the weak one (RFC 9110, 13.1.2);
+/// `*` matches whatever exists.
+fn matches_etag(parts: &Parts, digest: &Digest) -> bool {
+    let etag = etag(digest);
+    parts
+        .headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|candidate| candidate == "*" || candidate.trim_start_matches("W/") == etag)
+}
+
+fn log_request(parts: &Parts, peer: SocketAddr) -> access_log::Request {
+    let text = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let id = text(REQUEST_ID)
+        .filter(|id| id.len() <= MAX_REQUEST_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
+    let query = |name: &str| {
+        let pairs = parts.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).next()
+    };
+    access_log::Request {
+        id,
+        peer,
+        method: parts.method.clone(),
+        // The path alone: a query may carry what is nobody's business.
+        path: parts.uri.path().to_owned(),
+        namespace: query("ns"),
+        range: text(header::RANGE),
+        user_agent: text(header::USER_AGENT),
+        started: Instant::now(),
+    }
+}

@@ -1,0 +1,172 @@
+//! Blobs: from the store, from a flight, or by starting one.
+
+use std::sync::Arc;
+
+use super::reader::{Reader, Source};
+use super::{Error, Freshness, Puller, Served, fill};
+use crate::oci::{ByteRange, Digest};
+use crate::routing::Route;
+use crate::store::Content;
+
+/// What is known of a blob without its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct BlobHead {
+    /// Its size in bytes, where anybody has said it.
+    pub size: Option<u64>,
+    /// How fresh this is.
+    pub freshness: Freshness,
+}
+
+/// A blob that can be read.
+#[derive(Debug)]
+pub struct BlobAnswer {
+    source: Source,
+    size: Option<u64>,
+    puller: Puller,
+    /// How fresh it is.
+    pub freshness: Freshness,
+}
+
+impl BlobAnswer {
+    /// Its size in bytes, where the upstream has said it already.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// Its size in bytes; waits for the whole blob where the upstream did not say it.
+    ///
+    /// # Errors
+    /// Why the blob could not be completed.
+    pub async fn known_size(&mut self) -> Result<u64, Error> {
+        if let Some(size) = self.size {
+            return Ok(size);
+        }
+        self.sealed().await?;
+        self.size.ok_or(Error::Internal)
+    }
+
+    /// Everything, from the first byte.
+    pub fn whole(self) -> Reader {
+        Reader::new(self.source, 0, self.size, self.puller.fill_config().wait_timeout)
+    }
+
+    /// A part. It is read once its digest is known where the configuration says so.
+    ///
+    /// # Errors
+    /// Why the blob could not be completed, where that had to be waited for.
+    pub async fn range(mut self, range: ByteRange) -> Result<Reader, Error> {
+        if !self.puller.fill_config().unverified_ranges {
+            self.sealed().await?;
+        }
+        Ok(Reader::new(self.source, range.start, Some(range.end), self.puller.fill_config().wait_timeout))
+    }
+
+    async fn sealed(&mut self) -> Result<(), Error> {
+        if let Source::Flight(follower) = &mut self.source {
+            let wait = self.puller.fill_config().wait_timeout;
+            let blob = tokio::time::timeout(wait, follower.sealed()).await.unwrap_or(Err(Error::Deadline(wait)))?;
+            self.size = Some(blob.size());
+            self.source = Source::Sealed(blob);
+        }
+        Ok(())
+    }
+}
+
+impl Puller {
+    /// The blob of a digest.
+    ///
+    /// # Errors
+    /// Why it cannot be had. Once this has succeeded, a failure breaks the reader.
+    pub async fn blob(&self, route: &Route, digest: &Digest) -> Result<BlobAnswer, Error> {
+        let answer = match self.stored_blob(route, digest).await? {
+            Some(answer) => answer,
+            None => self.flying_blob(route, digest).await?,
+        };
+        self.metrics().count_answer("blob", answer.freshness.served);
+        Ok(answer)
+    }
+
+    async fn stored_blob(&self, route: &Route, digest: &Digest) -> Result<Option<BlobAnswer>, Error> {
+        if !self.store().contains(digest) {
+            return Ok(None);
+        }
+        let visible = self.is_visible(route, digest).await;
+        if !visible {
+            self.prove_blob(route, digest).await?;
+        }
+        let served = if visible { Served::Hit } else { Served::Revalidated };
+        Ok(self.store().get(digest).await.map(|content| self.answer_of(content, served)))
+    }
+
+    fn answer_of(&self, content: Content, served: Served) -> BlobAnswer {
+        let age = match &content {
+            Content::Disk(blob) => self.0.clock.now().since(blob.sealed_at()).unwrap_or_default(),
+            Content::Memory(_) => std::time::Duration::ZERO,
+        };
+        BlobAnswer {
+            size: Some(content.size()),
+            source: content.into(),
+            puller: self.clone(),
+            freshness: Freshness { served, age, ttl: None },
+        }
+    }
+
+    /// Joins the flight of the digest or starts it.
+    async fn flying_blob(&self, route: &Route, digest: &Digest) -> Result<BlobAnswer, Error> {
+        let scope = Self::scope_key(route);
+        let negative = super::key(route, digest);
+        self.check_negative(&negative)?;
+        loop {
+            let foreign = self.0.flights.scope_of(digest).is_some_and(|flying| flying != scope);
+            if foreign && !self.is_visible(route, digest).await {
+                // The flight proves another repository's right; ours is asked for beside it.
+                self.prove_blob(route, digest).await?;
+            }
+            let (mut follower, started) = self.0.flights.join_or_start(*digest, &scope);
+            let own = follower.scope() == scope;
+            if !own && !foreign {
+                // Somebody else's flight took off between the look and the leap.
+                continue;
+            }
+            let joined = started.is_none();
+            if let Some(flight) = started {
+                let (puller, route, digest) = (self.clone(), route.clone(), *digest);
+                self.0.tasks.spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest));
+            }
+            let wait = self.fill_config().wait_timeout;
+            let answered = tokio::time::timeout(wait, follower.answered()).await;
+            match answered.unwrap_or(Err(Error::Deadline(wait))) {
+                Ok(size) => {
+                    let served = if joined { Served::Collapsed } else { Served::Miss };
+                    let source = Source::Flight(follower);
+                    return Ok(BlobAnswer { source, size, puller: self.clone(), freshness: Freshness::of(served) });
+                }
+                // What another repository's upstream refuses, ours may still give.
+                Err(_) if !own => {}
+                Err(error) => {
+                    let outcome = Err::<(), _>(error);
+                    self.note_negative(&negative, &outcome);
+                    outcome?;
+                }
+            }
+        }
+    }
+
+    /// What is known of a blob; nothing of it is fetched.
+    ///
+    /// # Errors
+    /// Why the upstream could not say.
+    pub async fn head_blob(&self, route: &Route, digest: &Digest) -> Result<BlobHead, Error> {
+        let answer = |size, served| BlobHead { size, freshness: Freshness::of(served) };
+        let head = match self.store().size_of(digest) {
+            Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),
+            Some(size) => {
+                self.prove_blob(route, digest).await?;
+                answer(Some(size), Served::Revalidated)
+            }
+            None => answer(self.prove_blob(route, digest).await?, Served::Miss),
+        };
+        self.metrics().count_answer("blob", head.freshness.served);
+        Ok(head)
+    }
+}

@@ -1,0 +1,85 @@
+//! Why a pull could not be answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::oci::{ErrorCode, ManifestError, Mismatch};
+use crate::{store, upstream};
+
+/// Why a pull could not be answered. Clones share the cause: one failed fetch has many waiters.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Every place that was asked says that it does not exist, or not for this repository.
+    #[error("not found upstream")]
+    Unknown(ErrorCode),
+    /// The upstream could not answer, or refused the edge.
+    #[error(transparent)]
+    Upstream(Arc<upstream::Error>),
+    /// The upstream's manifest cannot be used.
+    #[error("the upstream's manifest is refused: {0}")]
+    Manifest(Arc<ManifestError>),
+    /// The upstream's bytes are not those of the digest.
+    #[error("the upstream sent wrong bytes: {0}")]
+    Corrupt(Arc<Mismatch>),
+    /// The blob is larger than this edge accepts, or than it was said to be.
+    #[error("the blob is too large: {0} bytes are accepted")]
+    TooLarge(u64),
+    /// The cache's disk refused.
+    #[error(transparent)]
+    Store(Arc<store::Error>),
+    /// A cached file could not be read to its end.
+    #[error("reading the cache: {0}")]
+    Read(Arc<std::io::Error>),
+    /// The wanted bytes did not arrive in time; the fill goes on.
+    #[error("the wanted bytes did not arrive within {0:?}; the fill goes on")]
+    Deadline(Duration),
+    /// Nobody waited for the fill any more, and it was stopped.
+    #[error("the fill was stopped because nobody waited for it")]
+    Abandoned,
+    /// A task of ours died; its panic is in the log.
+    #[error("an internal task failed")]
+    Internal,
+}
+
+impl Error {
+    /// Whether the upstream could not be asked at all, so that something stale is better than this.
+    pub fn is_unavailability(&self) -> bool {
+        !matches!(self, Self::Unknown(_))
+    }
+}
+
+impl From<upstream::Error> for Error {
+    fn from(error: upstream::Error) -> Self {
+        match error {
+            upstream::Error::NotFound { code, .. } => Self::Unknown(code),
+            other => Self::Upstream(Arc::new(other)),
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<ManifestError> for Error {
+    fn from(error: ManifestError) -> Self {
+        Self::Manifest(Arc::new(error))
+    }
+}
+
+impl From<store::SealError> for Error {
+    fn from(error: store::SealError) -> Self {
+        match error {
+            store::SealError::Mismatch(mismatch) => Self::Corrupt(Arc::new(mismatch)),
+            store::SealError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Read(Arc::new(error))
+    }
+}

@@ -1,0 +1,196 @@
+//! The task behind a flight: upstream → hash → file → followers.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::config::OnAbandon;
+use super::flight::{Flight, Phase};
+use super::{Error, Puller};
+use crate::oci::Digest;
+use crate::routing::Route;
+use crate::store::{BLOCK, Blob, Partial};
+use crate::upstream::Download;
+
+/// How long less than a block may wait for more before it is written. Long enough to gather a
+/// block at line rate, short enough not to be felt.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// Runs one flight to its end and tells its followers.
+pub(super) async fn run(puller: Puller, flight: Arc<Flight>, route: Route, digest: Digest) {
+    let landing = Landing { puller: &puller, flight: &flight, outcome: None };
+    puller.metrics().flights.inc();
+    let outcome = fill(&puller, &flight, &route, &digest).await;
+    puller.metrics().count_fill(&outcome);
+    match &outcome {
+        Ok(blob) => tracing::debug!(%digest, upstream = %route.upstream.name, size_bytes = blob.size(), "sealed"),
+        Err(Error::Unknown(_) | Error::Abandoned) => {
+            tracing::debug!(%digest, upstream = %route.upstream.name, "fill ended without a blob");
+        }
+        Err(error) => tracing::warn!(
+            %digest,
+            upstream = %route.upstream.name,
+            repository = %route.repository,
+            %error,
+            "fill failed"
+        ),
+    }
+    landing.land(outcome);
+}
+
+/// Ends the flight exactly once, also when the fill panics: a digest must not stay in the map
+/// without a task behind it.
+struct Landing<'a> {
+    puller: &'a Puller,
+    flight: &'a Arc<Flight>,
+    outcome: Option<Result<Arc<Blob>, Error>>,
+}
+
+impl Landing<'_> {
+    fn land(mut self, outcome: Result<Arc<Blob>, Error>) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.puller.metrics().flights.dec();
+        let phase = match self.outcome.take().unwrap_or(Err(Error::Internal)) {
+            Ok(blob) => Phase::Sealed(blob),
+            Err(error) => Phase::Failed(error),
+        };
+        self.puller.flights().end(self.flight);
+        self.flight.publish(|progress| progress.phase = phase);
+    }
+}
+
+async fn fill(puller: &Puller, flight: &Arc<Flight>, route: &Route, digest: &Digest) -> Result<Arc<Blob>, Error> {
+    let _turn = puller.fill_turn().await;
+    if puller.store().contains(digest) {
+        // An earlier flight landed between this one's look at the store and its start.
+        puller.prove_blob(route, digest).await?;
+        if let Some(blob) = puller.store().blob(digest).await {
+            return Ok(blob);
+        }
+    }
+    let mut partial = puller.store().partial(*digest).await?;
+    if partial.size() == Some(partial.position()) {
+        // Everything had arrived when the last process died; the upstream is asked for the right only.
+        puller.prove_blob(route, digest).await?;
+        return Ok(partial.seal().await?);
+    }
+    let mut download = match open(puller, route, digest, &mut partial).await {
+        Ok(download) => download,
+        Err(error) => {
+            partial.park().await;
+            return Err(error);
+        }
+    };
+    puller.set_visible(route, digest);
+    let outcome = transfer(puller, flight, &mut partial, &mut download).await;
+    match outcome {
+        Ok(()) => Ok(partial.seal().await?),
+        Err(error @ (Error::Store(_) | Error::TooLarge(_))) => {
+            // A disk that refuses is not helped by what cannot be completed on it.
+            partial.discard().await;
+            Err(error)
+        }
+        Err(error) => {
+            partial.park().await;
+            Err(error)
+        }
+    }
+}
+
+/// Asks the upstream from where the partial ends, and makes room for what is said to come.
+async fn open(puller: &Puller, route: &Route, digest: &Digest, partial: &mut Partial) -> Result<Download, Error> {
+    let client = puller.client();
+    let mut download = client.download(&route.upstream, &route.repository, digest, partial.position()).await?;
+    if let (Some(known), Some(said)) = (partial.size(), download.size())
+        && known != said
+    {
+        tracing::warn!(%digest, known, said, "the upstream contradicts the size of a partial blob, which starts over");
+        *partial = puller.store().partial_anew(*digest).await?;
+        download = client.download(&route.upstream, &route.repository, digest, 0).await?;
+    }
+    let largest = puller.fill_config().max_blob_size.as_u64();
+    if let Some(size) = download.size() {
+        if size > largest {
+            return Err(Error::TooLarge(largest));
+        }
+        partial.reserve(size).await?;
+    }
+    Ok(download)
+}
+
+/// Moves the bytes. At the end all of them are in the file.
+async fn transfer(
+    puller: &Puller,
+    flight: &Flight,
+    partial: &mut Partial,
+    download: &mut Download,
+) -> Result<(), Error> {
+    let config = puller.fill_config();
+    let largest = partial.size().unwrap_or(config.max_blob_size.as_u64());
+    flight.publish(|progress| {
+        progress.phase = Phase::Filling(partial.file());
+        progress.size = partial.size();
+        progress.arrived = partial.arrived().clone();
+    });
+    let start = partial.position();
+    let mut ended = false;
+    let mut watched = true;
+    let mut deserted = pin!(flight.deserted(config.abandon_grace));
+    let mut linger = pin!(tokio::time::sleep(Duration::ZERO));
+    loop {
+        // The first bytes go out at once; after that a block gathers while the last one is written.
+        let due = ended || linger.is_elapsed() || partial.position() - partial.queued() as u64 == start;
+        if partial.queued() >= BLOCK || (due && partial.queued() > 0) {
+            partial.start_write();
+        }
+        if ended && !partial.is_writing() && partial.queued() == 0 {
+            return Ok(());
+        }
+        let lingers = partial.queued() > 0 && !partial.is_writing();
+        let has_room = partial.has_room();
+        tokio::select! {
+            written = partial.written(), if partial.is_writing() => {
+                written?;
+                flight.publish(|progress| progress.arrived.clone_from(partial.arrived()));
+                linger.as_mut().reset(Instant::now() + LINGER);
+            }
+            frame = download.next(), if !ended && has_room => match frame? {
+                Some(frame) => {
+                    if partial.position() + frame.len() as u64 > largest {
+                        return Err(Error::TooLarge(largest));
+                    }
+                    puller.metrics().filled_bytes.inc_by(frame.len() as u64);
+                    if partial.queued() == 0 && !partial.is_writing() {
+                        linger.as_mut().reset(Instant::now() + LINGER);
+                    }
+                    partial.push(frame);
+                }
+                None => ended = true,
+            },
+            () = linger.as_mut(), if lingers => {}
+            () = deserted.as_mut(), if watched => {
+                if is_worth_finishing(puller, partial) {
+                    watched = false;
+                } else if puller.flights().end_if_abandoned(flight) {
+                    return Err(Error::Abandoned);
+                } else {
+                    deserted.set(flight.deserted(config.abandon_grace));
+                }
+            }
+        }
+    }
+}
+
+fn is_worth_finishing(puller: &Puller, partial: &Partial) -> bool {
+    let config = puller.fill_config();
+    // Without a known size no share can be told; what nobody waits for is then not finished.
+    let enough = partial.size().is_some_and(|size| partial.position() >= config.finish_after.of(size));
+    config.on_abandon == OnAbandon::Finish && enough
+}

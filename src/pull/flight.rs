@@ -1,0 +1,322 @@
+//! One flight per digest, however many clients wait.
+//!
+//! Invariant: a digest is in [`Flights`] exactly while its fill task may still take followers.
+//! Followers read the growing file instead of a channel, so a slow client never holds bytes in
+//! memory and any offset can join. The tail is withheld until the digest is right: whoever has the
+//! last byte has a verified blob.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use super::Error;
+use crate::oci::Digest;
+use crate::store::{Blob, PartialFile, RangeSet};
+
+/// How much of the end is withheld until the digest is right. One byte would do; with this much,
+/// a small blob is verified before a client sees any of it.
+const TAIL: u64 = 64 << 10;
+
+/// How far a flight has come.
+#[derive(Debug, Clone)]
+pub(super) enum Phase {
+    /// The upstream has not answered yet.
+    Starting,
+    /// Bytes arrive in the file.
+    Filling(PartialFile),
+    /// Complete and verified.
+    Sealed(Arc<Blob>),
+    /// Ended without a blob.
+    Failed(Error),
+}
+
+/// What followers watch.
+#[derive(Debug, Clone)]
+pub(super) struct Progress {
+    pub(super) phase: Phase,
+    pub(super) size: Option<u64>,
+    pub(super) arrived: RangeSet,
+}
+
+/// What a follower may do at its position.
+#[derive(Debug)]
+enum Step {
+    ReadPartial(PartialFile, u64),
+    ReadSealed(Arc<Blob>, u64),
+    End,
+    Wait,
+    Fail(Error),
+}
+
+impl Progress {
+    /// What a reader that stands at `position` and stops at `end` (`None`: at the end of the blob)
+    /// may do now.
+    fn step(&self, position: u64, end: Option<u64>) -> Step {
+        match &self.phase {
+            Phase::Starting => Step::Wait,
+            Phase::Failed(error) => Step::Fail(error.clone()),
+            Phase::Sealed(blob) => match end.unwrap_or(blob.size()).min(blob.size()) {
+                end if position < end => Step::ReadSealed(Arc::clone(blob), end - position),
+                _ => Step::End,
+            },
+            Phase::Filling(file) => {
+                if end.is_some_and(|end| position >= end) {
+                    return Step::End;
+                }
+                let arrived = self.arrived.contiguous_end(position);
+                // Without a known size the end could be anywhere: it is wherever we are now.
+                let served = arrived.min(self.size.unwrap_or(arrived).saturating_sub(TAIL));
+                match end.map_or(served, |end| end.min(served)) {
+                    served if position < served => Step::ReadPartial(file.clone(), served - position),
+                    _ => Step::Wait,
+                }
+            }
+        }
+    }
+}
+
+/// One fetch of one blob.
+#[derive(Debug)]
+pub(super) struct Flight {
+    digest: Digest,
+    /// On whose behalf the upstream is asked: its answer is the proof of this scope and no other.
+    pub(super) scope: String,
+    // A watch: followers need the latest state, not every change, and a slow one costs nothing.
+    progress: watch::Sender<Progress>,
+    followers: AtomicUsize,
+    left: Notify,
+}
+
+impl Flight {
+    pub(super) fn publish(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+    }
+
+    /// Resolves when nobody follows any more, and still nobody does after `grace`.
+    pub(super) async fn deserted(&self, grace: Duration) {
+        loop {
+            self.abandoned().await;
+            tokio::time::sleep(grace).await;
+            if self.followers.load(Ordering::Acquire) == 0 {
+                return;
+            }
+        }
+    }
+
+    async fn abandoned(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.followers.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+/// The flights under way.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    // A mutex over a map: two operations per fill and one per joiner, never across an await.
+    map: Mutex<HashMap<Digest, Arc<Flight>>>,
+}
+
+impl Flights {
+    /// A follower of the flight of `digest`, and the flight itself when it was started by this
+    /// call; the caller then runs its fill.
+    pub(super) fn join_or_start(&self, digest: Digest, scope: &str) -> (Follower, Option<Arc<Flight>>) {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = map.get(&digest) {
+            return (Follower::of(flight), None);
+        }
+        let flight = Arc::new(Flight {
+            digest,
+            scope: scope.to_owned(),
+            progress: watch::Sender::new(Progress { phase: Phase::Starting, size: None, arrived: RangeSet::new() }),
+            followers: AtomicUsize::new(0),
+            left: Notify::new(),
+        });
+        map.insert(digest, Arc::clone(&flight));
+        (Follower::of(&flight), Some(flight))
+    }
+
+    /// The scope on whose behalf a flight of `digest` runs, if there is one.
+    pub(super) fn scope_of(&self, digest: &Digest) -> Option<String> {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.get(digest).map(|flight| flight.scope.clone())
+    }
+
+    /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
+    pub(super) fn end(&self, flight: &Flight) {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner).remove(&flight.digest);
+    }
+
+    /// Takes the flight out if nobody follows it. Joining happens under the same lock, so a flight
+    /// that is out has no follower and gets none.
+    pub(super) fn end_if_abandoned(&self, flight: &Flight) -> bool {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        if flight.followers.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        map.remove(&flight.digest);
+        true
+    }
+}
+
+/// A reader's seat in a flight. Leaving is dropping.
+#[derive(Debug)]
+pub(super) struct Follower {
+    flight: Arc<Flight>,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Follower {
+    fn of(flight: &Arc<Flight>) -> Self {
+        flight.followers.fetch_add(1, Ordering::AcqRel);
+        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight) }
+    }
+
+    /// On whose behalf the flight asks its upstream.
+    pub(super) fn scope(&self) -> &str {
+        &self.flight.scope
+    }
+
+    /// Waits until the upstream has answered, and returns the size where it said one.
+    ///
+    /// # Errors
+    /// Why the flight failed.
+    pub(super) async fn answered(&mut self) -> Result<Option<u64>, Error> {
+        let progress = self.progress.wait_for(|progress| !matches!(progress.phase, Phase::Starting)).await;
+        let progress = progress.map_err(|_| Error::Internal)?;
+        match &progress.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(progress.size),
+        }
+    }
+
+    /// Waits until the blob is complete and verified.
+    ///
+    /// # Errors
+    /// Why the flight failed.
+    pub(super) async fn sealed(&mut self) -> Result<Arc<Blob>, Error> {
+        let ended = |progress: &Progress| matches!(progress.phase, Phase::Sealed(_) | Phase::Failed(_));
+        let progress = self.progress.wait_for(ended).await.map_err(|_| Error::Internal)?;
+        match &progress.phase {
+            Phase::Sealed(blob) => Ok(Arc::clone(blob)),
+            Phase::Failed(error) => Err(error.clone()),
+            Phase::Starting | Phase::Filling(_) => Err(Error::Internal),
+        }
+    }
+
+    /// Waits until the byte at `position` may be read, or there is none.
+    ///
+    /// # Errors
+    /// Why the flight failed.
+    pub(super) async fn readable(&mut self, position: u64, end: Option<u64>) -> Result<(), Error> {
+        let ready = |progress: &Progress| !matches!(progress.step(position, end), Step::Wait);
+        let progress = self.progress.wait_for(ready).await.map_err(|_| Error::Internal)?;
+        match &progress.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next bytes from `position`, or `None` at `end`. Cancel safe.
+    ///
+    /// # Errors
+    /// Why the flight failed, or that the file cannot be read.
+    pub(super) async fn next(&mut self, position: u64, end: Option<u64>) -> Result<Option<Bytes>, Error> {
+        loop {
+            let step = self.progress.borrow_and_update().step(position, end);
+            match step {
+                Step::ReadPartial(file, len) => return Ok(Some(file.read(position, len).await?)),
+                Step::ReadSealed(blob, len) => return Ok(Some(blob.read(position, len).await?)),
+                Step::End => return Ok(None),
+                Step::Fail(error) => return Err(error),
+                Step::Wait => self.progress.changed().await.map_err(|_| Error::Internal)?,
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if self.flight.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.flight.left.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::runtime::{Clock, SystemClock, Tasks};
+    use crate::store::{Metrics, Store, StoreConfig};
+
+    fn digest() -> Digest {
+        Digest::of(Algorithm::Sha256, b"x")
+    }
+
+    async fn filling(directory: &std::path::Path) -> PartialFile {
+        let config = StoreConfig {
+            directory: directory.to_owned(),
+            memory: crate::runtime::Bytes::mib(1),
+            memory_max_object: crate::runtime::Bytes::kib(1),
+        };
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let metrics = Metrics::register(&crate::telemetry::Metrics::new());
+        let store = Store::open(&config, clock, &Tasks::new(), metrics).unwrap();
+        store.partial(digest()).await.unwrap().file()
+    }
+
+    #[tokio::test]
+    async fn the_tail_is_withheld_until_the_blob_is_sealed() {
+        let directory = tempfile::tempdir().unwrap();
+        let phase = Phase::Filling(filling(directory.path()).await);
+        let size = 10 * TAIL;
+        let step = |size, arrived, position, end| {
+            let progress = Progress { phase: phase.clone(), size, arrived: RangeSet::prefix(arrived) };
+            match progress.step(position, end) {
+                Step::ReadPartial(_, len) => Some(len),
+                Step::Wait => None,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(step(Some(size), size, 0, None), Some(size - TAIL), "all has arrived, the tail is withheld");
+        assert_eq!(step(Some(size), size, size - TAIL, None), None);
+        assert_eq!(step(Some(size), size, size - 1, Some(size)), None, "a range of the last byte waits");
+        assert_eq!(step(Some(size), size, 0, Some(TAIL)), Some(TAIL), "an inner range does not");
+        assert_eq!(step(None, size, 0, None), Some(size - TAIL), "an unknown end is wherever we are");
+        assert_eq!(step(Some(TAIL), TAIL - 1, 0, None), None, "a small blob is verified first");
+        assert_eq!(step(Some(size), TAIL, 5 * TAIL, Some(6 * TAIL)), None, "a range far ahead waits");
+    }
+
+    #[tokio::test]
+    async fn a_flight_without_followers_ends_only_if_nobody_joined_meanwhile() {
+        let flights = Flights::default();
+        let (first, flight) = flights.join_or_start(digest(), "a");
+        let flight = flight.unwrap();
+        drop(first);
+        flight.deserted(Duration::ZERO).await;
+        let (second, started) = flights.join_or_start(digest(), "b");
+        assert!(started.is_none(), "the flight belongs to no client");
+        assert!(!flights.end_if_abandoned(&flight));
+        drop(second);
+        assert!(flights.end_if_abandoned(&flight));
+        assert!(flights.join_or_start(digest(), "c").1.is_some(), "the next request starts anew");
+    }
+
+    #[tokio::test]
+    async fn followers_learn_of_a_failure() {
+        let flights = Flights::default();
+        let (mut follower, flight) = flights.join_or_start(digest(), "a");
+        flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
+        assert!(matches!(follower.next(0, None).await, Err(Error::Abandoned)));
+        assert!(matches!(follower.answered().await, Err(Error::Abandoned)));
+    }
+}

@@ -1,0 +1,199 @@
+//! A miss becomes a hit: one fetch for all, verified, resumed, and fresh enough.
+//!
+//! Owns the flights ([`flight`], [`fill`]), the freshness of tags ([`tags`]) and the question
+//! which repository may see which digest ([`rights`]). Manifests are small and fetched whole
+//! before anything is answered; blobs stream to their readers while they arrive.
+//!
+//! Invariants: one upstream request per thing, however many ask; a repository sees a digest only
+//! after its own upstream has answered for it; what is unknown is never called absent while the
+//! upstream cannot be asked.
+
+mod blobs;
+mod config;
+mod error;
+mod fill;
+mod flight;
+mod manifests;
+mod metrics;
+mod reader;
+mod rights;
+mod tags;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+pub use blobs::{BlobAnswer, BlobHead};
+pub use config::{FillConfig, OnAbandon, TagConfig, TagPattern, TagPolicy, Ttl};
+pub use error::Error;
+pub use manifests::{ManifestAnswer, Want};
+pub use metrics::Metrics;
+pub use reader::Reader;
+pub use tags::TagListAnswer;
+
+use crate::oci::{Digest, ErrorCode};
+use crate::routing::Route;
+use crate::runtime::{Clock, Coalesce, Tasks};
+use crate::store::{Store, TagListRecord, TagRecord};
+use crate::upstream::{Client, FetchedReferrers};
+use flight::Flights;
+use manifests::StoredManifest;
+
+/// "There is no such thing" is remembered for this many things at most.
+const NEGATIVES: u64 = 10_000;
+/// Media types of recently used manifests; saves parsing a hot manifest on every hit.
+const MEDIA_TYPES: u64 = 100_000;
+
+/// How an answer came about, for `Cache-Status` (RFC 9211) and the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// From the cache, without asking anybody.
+    Hit,
+    /// From the cache, after the upstream confirmed the tag or the right.
+    Revalidated,
+    /// From the cache although it is past its time: the upstream could not be asked, or is asked
+    /// behind the client's back.
+    Stale,
+    /// From the upstream.
+    Miss,
+    /// From the upstream, by a fetch that somebody else had started.
+    Collapsed,
+}
+
+/// How fresh an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freshness {
+    /// How it came about.
+    pub served: Served,
+    /// How long ago the upstream last vouched for it.
+    pub age: Duration,
+    /// For tags: how much of the TTL is left, in seconds; negative when it is past.
+    pub ttl: Option<i64>,
+}
+
+impl Freshness {
+    fn of(served: Served) -> Self {
+        Self { served, age: Duration::ZERO, ttl: None }
+    }
+}
+
+/// Answers pulls from the store and the upstreams. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Puller(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    client: Client,
+    tag_config: TagConfig,
+    fill_config: FillConfig,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    flights: Flights,
+    // Waiters for a turn are the flights themselves, so the queue is as bounded as the connections.
+    turns: Semaphore,
+    manifest_fetches: Coalesce<String, Result<Arc<StoredManifest>, Error>>,
+    tag_checks: Coalesce<String, Result<TagRecord, Error>>,
+    proofs: Coalesce<String, Result<Option<u64>, Error>>,
+    list_fetches: Coalesce<String, Result<Arc<TagListRecord>, Error>>,
+    // moka: bounded, and entries expire by themselves.
+    negatives: Cache<String, ErrorCode>,
+    media_types: Cache<Digest, &'static str>,
+    metrics: Metrics,
+}
+
+impl Puller {
+    /// Connects the store with the upstreams.
+    pub fn new(
+        store: Store,
+        client: Client,
+        tag_config: TagConfig,
+        fill_config: FillConfig,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+        metrics: Metrics,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            client,
+            clock,
+            tasks: tasks.clone(),
+            flights: Flights::default(),
+            turns: Semaphore::new(fill_config.max_concurrent),
+            manifest_fetches: Coalesce::new("manifest", tasks),
+            tag_checks: Coalesce::new("tag", tasks),
+            proofs: Coalesce::new("proof", tasks),
+            list_fetches: Coalesce::new("tag-list", tasks),
+            negatives: Cache::builder()
+                .max_capacity(NEGATIVES)
+                .time_to_live(tag_config.negative_ttl)
+                .build(),
+            media_types: Cache::new(MEDIA_TYPES),
+            tag_config,
+            fill_config,
+            metrics,
+        }))
+    }
+
+    /// What refers to a digest, as the upstream says it. Nothing of it is cached.
+    ///
+    /// # Errors
+    /// The upstream's; [`Error::Unknown`] where it has no referrers API, so that the client falls
+    /// back to the referrers tag (distribution-spec 1.1, "Unavailable Referrers API").
+    pub async fn referrers(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<FetchedReferrers, Error> {
+        Ok(self.client().referrers(&route.upstream, &route.repository, digest, artifact_type).await?)
+    }
+
+    fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    fn fill_config(&self) -> &FillConfig {
+        &self.0.fill_config
+    }
+
+    fn flights(&self) -> &Flights {
+        &self.0.flights
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// A turn for one fill; waits while too many run.
+    async fn fill_turn(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.0.turns.acquire().await.ok()
+    }
+
+    /// Fails with what the upstream said moments ago, if it said that there is no such thing.
+    fn check_negative(&self, key: &str) -> Result<(), Error> {
+        self.0.negatives.get(key).map_or(Ok(()), |code| Err(Error::Unknown(code)))
+    }
+
+    /// Remembers for seconds that there is no such thing.
+    fn note_negative<T>(&self, key: &str, outcome: &Result<T, Error>) {
+        if let Err(Error::Unknown(code)) = outcome
+            && !self.0.tag_config.negative_ttl.is_zero()
+        {
+            self.0.negatives.insert(key.to_owned(), *code);
+        }
+    }
+}
+
+/// The key of a thing in a repository of an upstream. NUL is in none of the parts.
+fn key(route: &Route, thing: impl std::fmt::Display) -> String {
+    format!("{}\0{}\0{thing}", route.upstream.name, route.repository)
+}
+

@@ -1,0 +1,229 @@
+//! Tags: what they stand for, and for how long that is believed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::{TagPolicy, Ttl};
+use super::manifests::{ManifestAnswer, Want};
+use super::{Error, Freshness, Puller, Served, key};
+use crate::oci::{Page, Reference, Tag};
+use crate::routing::Route;
+use crate::store::{TagListRecord, TagRecord};
+
+/// One page of a tag list.
+#[derive(Debug, Clone)]
+pub struct TagListAnswer {
+    /// The tags.
+    pub tags: Vec<String>,
+    /// Where the next page begins.
+    pub next: Option<Page>,
+    /// How fresh it is.
+    pub freshness: Freshness,
+}
+
+/// What a tag's age means under its policy.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Answer; this many seconds of the TTL are left, for a tag that ever expires.
+    Fresh(Option<i64>),
+    /// Answer, and ask the upstream behind the client's back.
+    WhileRevalidating(i64),
+    /// Ask the upstream; answer with the record if it cannot be asked.
+    OrOnError(i64),
+    /// Ask the upstream; without it there is no answer.
+    Expired,
+}
+
+/// `age` is `None` when the clock was set back: then nothing is known of the age, and the upstream
+/// is asked.
+fn judge(policy: &TagPolicy, age: Option<Duration>) -> Verdict {
+    let Ttl::For(ttl) = policy.ttl else { return Verdict::Fresh(None) };
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    let Some(age) = age else { return Verdict::OrOnError(0) };
+    let left = seconds(ttl).saturating_sub(seconds(age));
+    let past = age.saturating_sub(ttl);
+    if age < ttl {
+        Verdict::Fresh(Some(left))
+    } else if past < policy.stale_while_revalidate {
+        Verdict::WhileRevalidating(left)
+    } else if past < policy.stale_if_error {
+        Verdict::OrOnError(left)
+    } else {
+        Verdict::Expired
+    }
+}
+
+impl Puller {
+    pub(super) async fn manifest_by_tag(&self, route: &Route, tag: &Tag, want: Want) -> Result<ManifestAnswer, Error> {
+        let upstream = route.upstream.name.as_str();
+        let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
+            return self.unknown_tag(route, tag, want).await;
+        };
+        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
+        match judge(&policy, self.0.clock.now().since(record.checked_at)) {
+            Verdict::Fresh(left) => {
+                let answer = self.manifest_of_record(route, &record, want, Served::Hit, left).await;
+                match answer {
+                    // The upstream has dropped the manifest: the tag must have moved.
+                    Err(Error::Unknown(_)) => self.unknown_tag(route, tag, want).await,
+                    answer => answer,
+                }
+            }
+            Verdict::WhileRevalidating(left) => {
+                drop(self.check_tag(route, tag));
+                self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
+            }
+            Verdict::OrOnError(left) => {
+                let patience = self.0.tag_config.revalidate_timeout;
+                match tokio::time::timeout(patience, self.check_tag(route, tag)).await {
+                    Ok(Ok(current)) => {
+                        self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
+                    }
+                    Ok(Err(error)) if !error.is_unavailability() => Err(error),
+                    Ok(Err(_)) | Err(_) => {
+                        self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
+                    }
+                }
+            }
+            Verdict::Expired => {
+                let current = self.check_tag(route, tag).await?;
+                self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
+            }
+        }
+    }
+
+    /// A tag that nobody has asked for yet: one HEAD for a HEAD, one GET for a GET.
+    async fn unknown_tag(&self, route: &Route, tag: &Tag, want: Want) -> Result<ManifestAnswer, Error> {
+        if want == Want::Body {
+            return self.fetch_manifest(route, &Reference::Tag(tag.clone())).await;
+        }
+        let record = self.check_tag(route, tag).await?;
+        self.manifest_of_record(route, &record, want, Served::Miss, None).await
+    }
+
+    /// Asks the upstream with one HEAD what a tag stands for, once for all who wonder. The asking
+    /// begins at once and goes on without the caller.
+    fn check_tag(&self, route: &Route, tag: &Tag) -> impl Future<Output = Result<TagRecord, Error>> + use<> {
+        let key = key(route, tag);
+        let negative = self.check_negative(&key);
+        let checked = negative.map(|()| {
+            let (puller, route, tag, negative) = (self.clone(), route.clone(), tag.clone(), key.clone());
+            let (checked, _) = self.0.tag_checks.run(key, || async move {
+                let outcome = puller.check_tag_now(&route, &tag).await;
+                puller.note_negative(&negative, &outcome);
+                outcome
+            });
+            checked
+        });
+        async move { checked?.await.unwrap_or(Err(Error::Internal)) }
+    }
+
+    async fn check_tag_now(&self, route: &Route, tag: &Tag) -> Result<TagRecord, Error> {
+        let metadata = self.store().metadata();
+        let upstream = route.upstream.name.as_str();
+        let reference = Reference::Tag(tag.clone());
+        let head = match self.client().head_manifest(&route.upstream, &route.repository, &reference).await {
+            Ok(head) => head,
+            Err(error) => {
+                let error = Error::from(error);
+                if matches!(error, Error::Unknown(_)) {
+                    metadata.remove_tag(upstream, &route.repository, tag);
+                }
+                return Err(error);
+            }
+        };
+        let Some(digest) = head.digest else {
+            // An upstream whose HEAD names no digest: only the body tells.
+            self.fetch_manifest(route, &reference).await?;
+            let record = metadata.tag(upstream, &route.repository, tag).await.ok_or(Error::Internal)?;
+            return Ok((*record).clone());
+        };
+        let record =
+            TagRecord { digest, size: head.size, media_type: head.media_type, checked_at: self.0.clock.now() };
+        metadata.set_tag(upstream, &route.repository, tag, record.clone());
+        self.set_visible(route, &digest);
+        Ok(record)
+    }
+
+    /// One page of the tags of a repository: the upstream's, or the last one it gave while it
+    /// cannot be asked.
+    ///
+    /// # Errors
+    /// The upstream's, where nothing was kept.
+    pub async fn tags(&self, route: &Route, page: &Page) -> Result<TagListAnswer, Error> {
+        let query = page.to_query();
+        let upstream = route.upstream.name.as_str();
+        let kept = self.store().metadata().tag_list(upstream, &route.repository, &query).await;
+        let key = key(route, format_args!("tags?{query}"));
+        let (puller, asked, page) = (self.clone(), route.clone(), page.clone());
+        let (fetched, joined) =
+            self.0.list_fetches.run(key, || async move { puller.fetch_tags(&asked, &page, &query).await });
+        let fetched = async { fetched.await.unwrap_or(Err(Error::Internal)) };
+        let answer = |record: &TagListRecord, served| {
+            let age = self.0.clock.now().since(record.fetched_at).unwrap_or(Duration::ZERO);
+            self.metrics().count_answer("tags", served);
+            TagListAnswer {
+                tags: record.tags.clone(),
+                next: record.next.clone().map(|(n, last)| Page { n, last }),
+                freshness: Freshness { served, age, ttl: None },
+            }
+        };
+        let served = if joined { Served::Collapsed } else { Served::Miss };
+        let Some(kept) = kept else { return fetched.await.map(|record| answer(&record, served)) };
+        match tokio::time::timeout(self.0.tag_config.revalidate_timeout, fetched).await {
+            Ok(Ok(record)) => Ok(answer(&record, served)),
+            Ok(Err(error)) if !error.is_unavailability() => Err(error),
+            Ok(Err(_)) | Err(_) => Ok(answer(&kept, Served::Stale)),
+        }
+    }
+
+    async fn fetch_tags(&self, route: &Route, page: &Page, query: &str) -> Result<Arc<TagListRecord>, Error> {
+        let list = self.client().tags(&route.upstream, &route.repository, page).await?;
+        let record = Arc::new(TagListRecord {
+            tags: list.tags,
+            next: list.next.map(|page| (page.n, page.last)),
+            fetched_at: self.0.clock.now(),
+        });
+        let metadata = self.store().metadata();
+        metadata.set_tag_list(route.upstream.name.as_str(), &route.repository, query, Arc::clone(&record));
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_tags_age_decides_whether_the_upstream_is_asked_before_or_after_the_answer() {
+        let policy = TagPolicy {
+            ttl: Ttl::For(seconds(300)),
+            stale_while_revalidate: seconds(60),
+            stale_if_error: seconds(3600),
+        };
+        for (age, verdict) in [
+            (Some(0), Verdict::Fresh(Some(300))),
+            (Some(299), Verdict::Fresh(Some(1))),
+            (Some(300), Verdict::WhileRevalidating(0)),
+            (Some(359), Verdict::WhileRevalidating(-59)),
+            (Some(360), Verdict::OrOnError(-60)),
+            (Some(3899), Verdict::OrOnError(-3599)),
+            (Some(3900), Verdict::Expired),
+            (None, Verdict::OrOnError(0)),
+        ] {
+            assert_eq!(judge(&policy, age.map(seconds)), verdict, "{age:?}");
+        }
+    }
+
+    #[test]
+    fn a_ttl_of_zero_always_asks_and_an_immutable_tag_never_does() {
+        let policy = |ttl| TagPolicy { ttl, stale_while_revalidate: seconds(0), stale_if_error: seconds(10) };
+        assert_eq!(judge(&policy(Ttl::For(seconds(0))), Some(seconds(0))), Verdict::OrOnError(0));
+        assert_eq!(judge(&policy(Ttl::Forever), Some(seconds(u64::MAX))), Verdict::Fresh(None));
+        assert_eq!(judge(&policy(Ttl::Forever), None), Verdict::Fresh(None));
+    }
+}

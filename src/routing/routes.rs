@@ -1,0 +1,344 @@
+//! Which upstream a request means.
+//!
+//! A client names it in one of four ways, tried in this order: the `ns` parameter (containerd, BuildKit), the
+//! `Host` header (an alias that resolves to this edge), the first component of the path (Podman, CRI-O, Docker),
+//! or not at all (Docker's `registry-mirrors`), which means the default upstream.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::oci::Repository;
+
+use super::builtin::DOCKER_HUB;
+use super::config::RoutingConfig;
+use super::endpoint::{Upstream, normal_name};
+
+/// The upstream table, ready for lookups.
+#[derive(Debug)]
+pub struct Routes {
+    upstreams: Vec<Arc<Upstream>>,
+    by_name: HashMap<Box<str>, Entry>,
+    default: Option<Arc<Upstream>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    upstream: Arc<Upstream>,
+    is_alias: bool,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The upstream.
+    pub upstream: Arc<Upstream>,
+    /// The repository as that upstream calls it.
+    pub repository: Repository,
+    /// What the upstream was recognised by.
+    pub matched_by: MatchedBy,
+}
+
+/// What an upstream was recognised by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatchedBy {
+    /// The `ns` parameter; the answer echoes it as `OCI-Namespace`.
+    Namespace,
+    /// The `Host` header.
+    HostAlias,
+    /// The first component of the path.
+    Prefix,
+    /// Nothing: it is the default.
+    Default,
+}
+
+/// A request names no upstream of this edge.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RoutingError {
+    /// Its `ns` parameter is no configured upstream's name or alias.
+    #[error(
+        "no upstream is called {ns:?} here; the operator can add it with [upstreams.{ns:?}] in the configuration"
+    )]
+    UnknownNamespace {
+        /// The parameter, cut short.
+        ns: String,
+    },
+    /// Nothing in it names an upstream, and there is no default.
+    #[error(
+        "{repository} names no upstream of this edge; put one before it (as in docker.io/library/nginx), \
+         or let the operator set routing.default_upstream"
+    )]
+    NoUpstream {
+        /// What was asked for.
+        repository: Repository,
+    },
+}
+
+impl Routes {
+    /// Builds the table.
+    pub fn new(config: RoutingConfig) -> Self {
+        let upstreams: Vec<Arc<Upstream>> = config.upstreams.into_iter().map(Arc::new).collect();
+        let mut by_name = HashMap::new();
+        for upstream in &upstreams {
+            let names = [&upstream.name].into_iter().map(|name| (name, false));
+            for (name, is_alias) in names.chain(upstream.aliases.iter().map(|alias| (alias, true))) {
+                let entry = Entry {
+                    upstream: Arc::clone(upstream),
+                    is_alias,
+                };
+                by_name.entry(name.as_str().into()).or_insert(entry);
+            }
+        }
+        let default = config.default_upstream.and_then(|name| {
+            by_name
+                .get(name.as_str())
+                .map(|entry: &Entry| Arc::clone(&entry.upstream))
+        });
+        Self {
+            upstreams,
+            by_name,
+            default,
+        }
+    }
+
+    /// Every upstream, in the order of their names.
+    pub fn upstreams(&self) -> &[Arc<Upstream>] {
+        &self.upstreams
+    }
+
+    /// The upstream that requests without any name mean.
+    pub fn default_upstream(&self) -> Option<&Arc<Upstream>> {
+        self.default.as_ref()
+    }
+
+    /// Finds the upstream of a request from its `ns` parameter, its `Host` header and its repository.
+    ///
+    /// # Errors
+    /// [`RoutingError`] when it names none; nothing unknown is ever dialled.
+    pub fn find(
+        &self,
+        ns: Option<&str>,
+        host: Option<&str>,
+        repository: &Repository,
+    ) -> Result<Route, RoutingError> {
+        if let Some(ns) = ns {
+            let entry = self
+                .named(ns)
+                .ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
+            return Ok(self.behind(&entry.upstream, repository, MatchedBy::Namespace));
+        }
+        if let Some(upstream) = host.and_then(|host| self.by_host(host)) {
+            return Ok(self.behind(upstream, repository, MatchedBy::HostAlias));
+        }
+        if let Some((first, rest)) = repository.strip_first()
+            && let Some(entry) = self.by_name.get(first)
+        {
+            return Ok(route(&entry.upstream, rest, MatchedBy::Prefix));
+        }
+        match &self.default {
+            Some(upstream) => Ok(route(upstream, repository.clone(), MatchedBy::Default)),
+            None => Err(RoutingError::NoUpstream {
+                repository: repository.clone(),
+            }),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<&Entry> {
+        // Nearly every name arrives in its normal form already.
+        self.by_name
+            .get(name)
+            .or_else(|| self.by_name.get(normal_name(name).as_str()))
+    }
+
+    /// The whole header names an upstream, or its host without the port is an alias. A *name* never matches
+    /// without its port: an upstream that is called `localhost` must not catch requests to `localhost:5050`.
+    fn by_host(&self, host: &str) -> Option<&Arc<Upstream>> {
+        if let Some(entry) = self.named(host) {
+            return Some(&entry.upstream);
+        }
+        let (host, _port) = host.rsplit_once(':')?;
+        self.named(host)
+            .filter(|entry| entry.is_alias)
+            .map(|entry| &entry.upstream)
+    }
+
+    /// The upstream is known already; a prefix that names it once more (BuildKit sends both) is taken off.
+    fn behind(&self, upstream: &Arc<Upstream>, repository: &Repository, matched_by: MatchedBy) -> Route {
+        let named_again = repository.strip_first().filter(|(first, _)| {
+            self.by_name
+                .get(*first)
+                .is_some_and(|entry| Arc::ptr_eq(&entry.upstream, upstream))
+        });
+        match named_again {
+            Some((_, rest)) => route(upstream, rest, matched_by),
+            None => route(upstream, repository.clone(), matched_by),
+        }
+    }
+}
+
+fn route(upstream: &Arc<Upstream>, repository: Repository, matched_by: MatchedBy) -> Route {
+    let is_short = !repository.as_str().contains('/');
+    let repository = if is_short && upstream.name.as_str() == DOCKER_HUB {
+        // Only a name within eight characters of the limit cannot take the prefix; Docker Hub has none of those.
+        repository.with_prefix("library").unwrap_or(repository)
+    } else {
+        repository
+    };
+    Route {
+        upstream: Arc::clone(upstream),
+        repository,
+        matched_by,
+    }
+}
+
+/// Enough of a client's text to recognise it in an error.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Settings;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    fn routes(text: &str) -> Routes {
+        let settings = Settings::new(Some((Path::new("edge.toml"), text)), [], Default::default());
+        let config = RoutingConfig::read(&settings.root());
+        settings.finish().unwrap();
+        Routes::new(config)
+    }
+
+    fn find(routes: &Routes, ns: Option<&str>, host: Option<&str>, repository: &str) -> String {
+        match routes.find(ns, host, &repository.parse().unwrap()) {
+            Ok(route) => format!(
+                "{:?} {} {}",
+                route.matched_by, route.upstream.name, route.repository
+            ),
+            Err(error) => format!("error {error}"),
+        }
+    }
+
+    #[test]
+    fn a_request_names_its_upstream_by_ns_then_host_then_prefix_then_not_at_all() {
+        let routes =
+            routes("[upstreams.\"corp.example\"]\naliases = [\"mirror.corp\", \"edge.corp:8443\"]\n");
+        let cases = [
+            (Some("quay.io"), None, "a/b", "Namespace quay.io a/b"),
+            (
+                Some("QUAY.io"),
+                Some("mirror.corp"),
+                "ghcr.io/a/b",
+                "Namespace quay.io ghcr.io/a/b",
+            ),
+            (
+                Some("docker.io"),
+                None,
+                "nginx",
+                "Namespace docker.io library/nginx",
+            ),
+            (
+                Some("registry-1.docker.io"),
+                None,
+                "library/nginx",
+                "Namespace docker.io library/nginx",
+            ),
+            (
+                Some("docker.io"),
+                None,
+                "docker.io/nginx",
+                "Namespace docker.io library/nginx",
+            ),
+            (
+                Some("docker.io"),
+                None,
+                "index.docker.io/a/b",
+                "Namespace docker.io a/b",
+            ),
+            (None, Some("mirror.corp"), "a/b", "HostAlias corp.example a/b"),
+            (
+                None,
+                Some("Mirror.corp:5050"),
+                "a/b",
+                "HostAlias corp.example a/b",
+            ),
+            (
+                None,
+                Some("mirror.corp"),
+                "corp.example/a",
+                "HostAlias corp.example a",
+            ),
+            (None, Some("edge.corp:8443"), "a/b", "HostAlias corp.example a/b"),
+            (None, Some("edge.corp:9999"), "a/b", "Default docker.io a/b"),
+            (None, Some("quay.io"), "a/b", "HostAlias quay.io a/b"),
+            (None, Some("quay.io:5050"), "a/b", "Default docker.io a/b"),
+            (None, Some("[::1]:5050"), "quay.io/a/b", "Prefix quay.io a/b"),
+            (
+                None,
+                Some("localhost:5050"),
+                "docker.io/nginx",
+                "Prefix docker.io library/nginx",
+            ),
+            (None, None, "ghcr.io/a", "Prefix ghcr.io a"),
+            (None, None, "nginx", "Default docker.io library/nginx"),
+            (None, None, "quay.io", "Default docker.io library/quay.io"),
+            (
+                None,
+                None,
+                "unknown.example/a",
+                "Default docker.io unknown.example/a",
+            ),
+        ];
+        for (ns, host, repository, expected) in cases {
+            assert_eq!(
+                find(&routes, ns, host, repository),
+                expected,
+                "{ns:?} {host:?} {repository}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_ns_is_refused_and_says_how_to_add_it() {
+        let routes = routes("");
+        for ns in [
+            "evil.example",
+            "127.0.0.1:80",
+            "",
+            "http://quay.io",
+            "quay.io:5000",
+        ] {
+            let answer = find(&routes, Some(ns), Some("quay.io"), "quay.io/a/b");
+            assert!(
+                answer.starts_with("error") && answer.contains("[upstreams."),
+                "{answer}"
+            );
+        }
+        assert!(find(&routes, Some(&"x".repeat(10_000)), None, "a").len() < 400);
+    }
+
+    #[test]
+    fn without_a_default_a_bare_repository_is_refused() {
+        let routes = routes("[routing]\ndefault_upstream = \"\"\n");
+        assert!(find(&routes, None, None, "library/nginx").starts_with("error"));
+        assert_eq!(
+            find(&routes, None, None, "docker.io/nginx"),
+            "Prefix docker.io library/nginx"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn only_configured_upstreams_are_ever_found(
+            ns in prop::option::of("[a-z.:/@\\[\\]]{0,12}"),
+            host in prop::option::of("[a-z.:/@\\[\\]]{0,12}"),
+            repository in "[a-z]{1,6}(\\.io)?(/[a-z]{1,4}){0,2}",
+        ) {
+            let routes = routes("[upstreams.quay]\nurl = \"http://127.0.0.1:1\"\n");
+            if let Ok(route) = routes.find(ns.as_deref(), host.as_deref(), &repository.parse().unwrap()) {
+                prop_assert!(routes.upstreams().iter().any(|known| Arc::ptr_eq(known, &route.upstream)));
+                prop_assert!(repository.ends_with(route.repository.as_str()) || route.repository.as_str().ends_with(&repository));
+            }
+        }
+    }
+}

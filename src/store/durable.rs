@@ -1,0 +1,65 @@
+//! Durability without stalls: blobs are served at once and synced behind their readers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::mpsc;
+
+use super::Blob;
+use crate::runtime::Tasks;
+
+/// Blobs that may wait for their sync. One that does not fit stays without its mark, which costs a
+/// verification after a power loss and nothing else.
+const QUEUE: usize = 4096;
+
+/// Where sealed blobs are handed over.
+#[derive(Debug, Clone)]
+pub(super) struct DurabilityQueue {
+    sender: mpsc::Sender<(Arc<Blob>, PathBuf)>,
+    /// Blobs without their mark: waiting, refused by the queue or refused by the disk.
+    unmarked: Arc<AtomicU64>,
+}
+
+impl DurabilityQueue {
+    /// Starts the task that syncs one blob after the other until the process drains.
+    pub(super) fn start(tasks: &Tasks) -> Self {
+        let (sender, mut receiver) = mpsc::channel::<(Arc<Blob>, PathBuf)>(QUEUE);
+        let queue = Self { sender, unmarked: Arc::default() };
+        let (unmarked, draining) = (Arc::clone(&queue.unmarked), tasks.clone());
+        tasks.spawn("durability", async move {
+            loop {
+                let next = tokio::select! {
+                    biased;
+                    next = receiver.recv() => next,
+                    // Everything queued so far was taken by the branch above.
+                    () = draining.draining() => None,
+                };
+                let Some((blob, path)) = next else { break };
+                let digest = *blob.digest();
+                match tokio::task::spawn_blocking(move || blob.make_durable(&path)).await {
+                    Ok(Ok(())) => {
+                        unmarked.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    Ok(Err(error)) => {
+                        tracing::warn!(%digest, %error, "a blob could not be synced; it is verified after a power loss");
+                    }
+                    Err(_) => break,
+                }
+            }
+        });
+        queue
+    }
+
+    pub(super) fn push(&self, blob: Arc<Blob>, path: PathBuf) {
+        self.unmarked.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.sender.try_send((blob, path)) {
+            tracing::debug!(%error, "a blob stays without its durable mark");
+        }
+    }
+
+    /// Whether every blob that was handed over carries its mark.
+    pub(super) fn is_settled(&self) -> bool {
+        self.unmarked.load(Ordering::Relaxed) == 0
+    }
+}

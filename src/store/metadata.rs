@@ -1,0 +1,274 @@
+//! What is known besides the bytes: tags and their freshness, which repository may see which
+//! digest, and the last tag lists. Kept over restarts in one redb file.
+//!
+//! Writes go to memory at once and to the file by a task that commits whatever has queued up, one
+//! transaction at a time, so that no pull waits for an `fsync` and a `kill -9` costs milliseconds
+//! of metadata: a lost row is asked for upstream again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use moka::sync::Cache;
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase, TableDefinition};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::layout::{Layout, private_file};
+use super::{Error, Metrics};
+use crate::oci::{Digest, Repository, Tag};
+use crate::runtime::{Tasks, Timestamp};
+
+const TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
+const VISIBILITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("visibility");
+const TAG_LISTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tag_lists");
+
+/// Rows kept in memory per table; a row takes a few hundred bytes.
+const CACHED_ROWS: u64 = 100_000;
+/// Tag lists are large, and only needed when the upstream is down: 16 MiB of them in memory.
+const CACHED_LIST_BYTES: u64 = 16 << 20;
+/// Writes that may wait for a commit. Beyond that they stay in memory only.
+const QUEUE: usize = 16_384;
+/// Rows in one transaction at most, so that a burst does not hold the file for seconds.
+const COMMIT_ROWS: usize = 4096;
+/// redb's own page cache.
+const PAGE_CACHE: usize = 16 << 20;
+
+/// What a tag stood for when the upstream was last asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its size in bytes, where the upstream has said it.
+    pub size: Option<u64>,
+    /// Its media type, where the upstream has said it.
+    pub media_type: Option<String>,
+    /// When the upstream last confirmed it.
+    pub checked_at: Timestamp,
+}
+
+/// One page of a tag list as the upstream gave it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagListRecord {
+    /// The tags, in the upstream's order.
+    pub tags: Vec<String>,
+    /// `n` and `last` of the next page, where there is one.
+    pub next: Option<(Option<u32>, Option<String>)>,
+    /// When the upstream gave it.
+    pub fetched_at: Timestamp,
+}
+
+/// The scope within which a digest is visible: a repository of an upstream, or the whole upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// Only this repository.
+    Repository(&'a Repository),
+    /// Every repository of an upstream that is declared public.
+    Upstream,
+}
+
+type Write = (TableDefinition<'static, &'static str, &'static [u8]>, String, Option<Vec<u8>>);
+
+/// The metadata of one cache directory.
+#[derive(Debug, Clone)]
+pub struct Metadata {
+    database: Arc<Database>,
+    writes: mpsc::Sender<Write>,
+    // moka: bounded, concurrent, and what falls out is still in the file.
+    tags: Cache<String, Arc<TagRecord>>,
+    visible: Cache<String, Timestamp>,
+    lists: Cache<String, Arc<TagListRecord>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Metadata {
+    /// Opens or creates the file; one that cannot be read is put in quarantine. Blocking.
+    pub(super) fn open(layout: &Layout, tasks: &Tasks, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let path = layout.metadata();
+        let database = match open_database(&path) {
+            Ok(database) => database,
+            Err(error) if path.exists() => {
+                layout.put_in_quarantine(&path, &format!("metadata unreadable: {error}"));
+                open_database(&path).map_err(|error| Error::metadata(&path, error))?
+            }
+            Err(error) => return Err(Error::metadata(&path, error)),
+        };
+        let database = Arc::new(database);
+        let (writes, receiver) = mpsc::channel(QUEUE);
+        let (writer, draining) = (Arc::clone(&database), tasks.clone());
+        tasks.spawn("metadata", write_behind(writer, receiver, draining));
+        Ok(Self {
+            database,
+            writes,
+            tags: Cache::new(CACHED_ROWS),
+            visible: Cache::new(CACHED_ROWS),
+            lists: Cache::builder()
+                .max_capacity(CACHED_LIST_BYTES)
+                .weigher(|_: &String, list: &Arc<TagListRecord>| {
+                    let bytes: usize = list.tags.iter().map(|tag| tag.len() + 24).sum();
+                    u32::try_from(bytes).unwrap_or(u32::MAX)
+                })
+                .build(),
+            metrics,
+        })
+    }
+
+    /// What is known of a tag.
+    pub async fn tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        let key = key(&[upstream, repository.as_str(), tag.as_str()]);
+        if let Some(record) = self.tags.get(&key) {
+            return Some(record);
+        }
+        let record: Arc<TagRecord> = Arc::new(self.read(TAGS, key.clone()).await?);
+        self.tags.insert(key, Arc::clone(&record));
+        Some(record)
+    }
+
+    /// Notes what a tag stands for.
+    pub fn set_tag(&self, upstream: &str, repository: &Repository, tag: &Tag, record: TagRecord) {
+        let key = key(&[upstream, repository.as_str(), tag.as_str()]);
+        self.write(TAGS, &key, Some(&record));
+        self.tags.insert(key, Arc::new(record));
+    }
+
+    /// Forgets a tag that is gone upstream.
+    pub fn remove_tag(&self, upstream: &str, repository: &Repository, tag: &Tag) {
+        let key = key(&[upstream, repository.as_str(), tag.as_str()]);
+        self.write::<TagRecord>(TAGS, &key, None);
+        self.tags.invalidate(&key);
+    }
+
+    /// Whether the upstream has ever answered for this digest within this scope.
+    pub async fn is_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest) -> bool {
+        let key = visibility_key(upstream, scope, digest);
+        if self.visible.contains_key(&key) {
+            return true;
+        }
+        match self.read::<Timestamp>(VISIBILITY, key.clone()).await {
+            Some(proven_at) => {
+                self.visible.insert(key, proven_at);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Notes that the upstream has answered for this digest within this scope.
+    pub fn set_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest, now: Timestamp) {
+        let key = visibility_key(upstream, scope, digest);
+        if !self.visible.contains_key(&key) {
+            self.write(VISIBILITY, &key, Some(&now));
+            self.visible.insert(key, now);
+        }
+    }
+
+    /// The last page of a tag list that the upstream gave for these parameters.
+    pub async fn tag_list(&self, upstream: &str, repository: &Repository, page: &str) -> Option<Arc<TagListRecord>> {
+        let key = key(&[upstream, repository.as_str(), page]);
+        if let Some(record) = self.lists.get(&key) {
+            return Some(record);
+        }
+        self.read(TAG_LISTS, key).await.map(Arc::new)
+    }
+
+    /// Keeps a page of a tag list.
+    pub fn set_tag_list(&self, upstream: &str, repository: &Repository, page: &str, record: Arc<TagListRecord>) {
+        let key = key(&[upstream, repository.as_str(), page]);
+        self.write(TAG_LISTS, &key, Some(&*record));
+        self.lists.insert(key, record);
+    }
+
+    async fn read<T: DeserializeOwned + Send + 'static>(
+        &self,
+        table: TableDefinition<'static, &'static str, &'static [u8]>,
+        key: String,
+    ) -> Option<T> {
+        let database = Arc::clone(&self.database);
+        let row = tokio::task::spawn_blocking(move || read_row(&database, table, &key)).await.ok()?;
+        row.unwrap_or_else(|error| {
+            tracing::warn!(%error, "metadata could not be read; the upstream is asked instead");
+            None
+        })
+    }
+
+    fn write<T: Serialize>(
+        &self,
+        table: TableDefinition<'static, &'static str, &'static [u8]>,
+        key: &str,
+        row: Option<&T>,
+    ) {
+        // Serialising these records cannot fail; should it ever, the row is only forgotten.
+        let row = row.and_then(|row| serde_json::to_vec(row).ok());
+        if self.writes.try_send((table, key.to_owned(), row)).is_err() {
+            self.metrics.metadata_dropped.inc();
+        }
+    }
+}
+
+/// The parts joined by NUL, which no upstream, repository, tag or digest contains.
+fn key(parts: &[&str]) -> String {
+    parts.join("\0")
+}
+
+fn visibility_key(upstream: &str, scope: Scope<'_>, digest: &Digest) -> String {
+    let scope = match scope {
+        Scope::Repository(repository) => repository.as_str(),
+        Scope::Upstream => "*",
+    };
+    key(&[upstream, scope, &digest.to_string()])
+}
+
+fn open_database(path: &Path) -> Result<Database, redb::Error> {
+    let file = private_file().read(true).truncate(false).open(path)?;
+    let database = Database::builder().set_cache_size(PAGE_CACHE).create_with_backend(FileBackend::new(file)?)?;
+    let transaction = database.begin_write()?;
+    for table in [TAGS, VISIBILITY, TAG_LISTS] {
+        transaction.open_table(table)?;
+    }
+    transaction.commit()?;
+    Ok(database)
+}
+
+fn read_row<T: DeserializeOwned>(
+    database: &Database,
+    table: TableDefinition<'static, &'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<T>, redb::Error> {
+    let table = database.begin_read()?.open_table(table)?;
+    let row = table.get(key)?;
+    // A row of an older layout reads as absent.
+    Ok(row.and_then(|row| serde_json::from_slice(row.value()).ok()))
+}
+
+async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Write>, draining: Tasks) {
+    let mut batch = Vec::new();
+    loop {
+        let received = tokio::select! {
+            biased;
+            received = receiver.recv_many(&mut batch, COMMIT_ROWS) => received,
+            () = draining.draining() => 0,
+        };
+        if received == 0 {
+            break;
+        }
+        let (database, writes) = (Arc::clone(&database), std::mem::take(&mut batch));
+        let committed = tokio::task::spawn_blocking(move || commit(&database, &writes)).await;
+        if let Ok(Err(error)) = committed {
+            tracing::warn!(%error, "metadata could not be written; it is kept in memory only");
+        }
+    }
+}
+
+fn commit(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    for (table, key, row) in writes {
+        let mut table = transaction.open_table(*table)?;
+        match row {
+            Some(row) => table.insert(key.as_str(), row.as_slice())?,
+            None => table.remove(key.as_str())?,
+        };
+    }
+    transaction.commit()?;
+    Ok(())
+}

@@ -1,0 +1,471 @@
+//! Bytes by digest: what has arrived, what is arriving, and what is known about it.
+//!
+//! ```text
+//! <directory>/            0700, one process owns it
+//! ├── LOCK                held by the owner, with its pid
+//! ├── VERSION             of this layout
+//! ├── BOOT                boot id of the last use, or "clean"
+//! ├── blobs/sha256/ab/…   sealed: complete, verified, immutable
+//! │                       0600 until synced, 0400 from then on: the durable mark
+//! ├── partial/            one sparse <alg>-<hex>.data per blob in flight,
+//! │                       and its .journal: arrived ranges and hash state
+//! ├── quarantine/         what did not belong
+//! └── metadata.redb       tags, visibility, tag lists
+//! ```
+//!
+//! Invariants: a file reaches `blobs/` only by rename and only after its digest was compared; a
+//! sealed file is never written again; bytes count as arrived only once they are in the file.
+//! Small objects are also held in memory; large ones leave that to the page cache.
+//!
+//! What is not here yet has its place: the index ([`Store`]'s map of sealed blobs) is where a byte
+//! budget and eviction attach, [`Partial::reserve`] where admission is decided.
+
+mod config;
+mod durable;
+mod journal;
+mod layout;
+mod memory;
+mod metadata;
+mod partial;
+mod ranges;
+mod read;
+mod recover;
+mod sealed;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use moka::sync::Cache;
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
+
+pub use config::StoreConfig;
+pub use metadata::{Metadata, Scope, TagListRecord, TagRecord};
+pub use partial::{BLOCK, Partial, PartialFile, SealError};
+pub use ranges::RangeSet;
+pub use read::BufferPool;
+pub use sealed::Blob;
+
+use crate::oci::{Digest, Verified};
+use crate::runtime::{Clock, Tasks};
+use crate::telemetry;
+use durable::DurabilityQueue;
+use layout::{Layout, Ownership};
+use memory::MemoryTier;
+
+/// Open files of hot blobs; an open costs 5 µs and a hop to the blocking pool.
+const OPEN_BLOBS: u64 = 512;
+/// An idle handle keeps the space of a removed file: let go of it soon.
+const OPEN_IDLE: Duration = Duration::from_secs(60);
+
+/// What went wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process has the directory.
+    #[error("{} is in use by process {owner}: stop it, or choose another store.directory", directory.display())]
+    Owned {
+        /// The cache directory.
+        directory: PathBuf,
+        /// The pid in the lock file.
+        owner: String,
+    },
+    /// The directory was written by a version with another layout.
+    #[error("{} has layout {found}, this version reads {expected}: choose another store.directory or remove it", directory.display())]
+    Layout {
+        /// The cache directory.
+        directory: PathBuf,
+        /// The version that it has.
+        found: String,
+        /// The version that is understood.
+        expected: &'static str,
+    },
+    /// The disk refused. Whether a retry helps depends on the disk.
+    #[error("{}: {source}", path.display())]
+    Disk {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The metadata file cannot be opened or created.
+    #[error("{}: {source}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// What the database said.
+        source: Box<redb::Error>,
+    },
+}
+
+impl Error {
+    fn directory(path: &Path, source: io::Error) -> Self {
+        Self::Disk { path: path.to_owned(), source }
+    }
+
+    fn file(path: &Path, source: io::Error) -> Self {
+        Self::Disk { path: path.to_owned(), source }
+    }
+
+    fn metadata(path: &Path, source: redb::Error) -> Self {
+        Self::Metadata { path: path.to_owned(), source: Box::new(source) }
+    }
+}
+
+/// What the store counts.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Lookups of whole objects, by the tier that answered (`memory`, `disk`, `miss`).
+    lookups: IntCounterVec,
+    /// Sealed blobs on disk.
+    blobs: IntGauge,
+    /// Their bytes.
+    bytes: IntGauge,
+    /// Bytes in the memory tier.
+    memory_bytes: IntGauge,
+    /// Rows of metadata that did not fit the write queue.
+    metadata_dropped: IntCounter,
+    /// Blobs found damaged on disk.
+    corrupt: IntCounter,
+}
+
+impl Metrics {
+    /// Registers the counters.
+    pub fn register(metrics: &telemetry::Metrics) -> Self {
+        use telemetry::{counter, counters, gauge};
+        Self {
+            lookups: counters(metrics, "store_lookups_total", "Lookups by the tier that answered.", &["tier"]),
+            blobs: gauge(metrics, "store_blobs", "Sealed blobs on disk."),
+            bytes: gauge(metrics, "store_bytes", "Bytes of the sealed blobs on disk."),
+            memory_bytes: gauge(metrics, "store_memory_bytes", "Bytes held by the memory tier."),
+            metadata_dropped: counter(
+                metrics,
+                "store_metadata_dropped_total",
+                "Metadata rows that were not persisted because the write queue was full.",
+            ),
+            corrupt: counter(metrics, "store_corrupt_total", "Blobs found damaged on disk and put in quarantine."),
+        }
+    }
+}
+
+/// An object that is whole.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// From the memory tier.
+    Memory(Bytes),
+    /// From the disk.
+    Disk(Arc<Blob>),
+}
+
+impl Content {
+    /// All the bytes; the caller has looked at the size. Cancel safe.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub async fn into_bytes(self) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => Ok(bytes),
+            Self::Disk(blob) => read_whole(&blob).await,
+        }
+    }
+
+    /// How many bytes there are.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Disk(blob) => blob.size(),
+        }
+    }
+}
+
+/// The store of one cache directory. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    boot_id: String,
+    clock: Arc<dyn Clock>,
+    memory: MemoryTier,
+    pool: BufferPool,
+    metadata: Metadata,
+    durability: DurabilityQueue,
+    // A map under a lock: read for nanoseconds per lookup, written once per sealed blob.
+    index: RwLock<HashMap<Digest, u64>>,
+    suspects: Mutex<HashSet<Digest>>,
+    open: Cache<Digest, Arc<Blob>>,
+    metrics: Arc<Metrics>,
+    _ownership: Ownership,
+}
+
+impl Store {
+    /// Opens the directory, recovers what is in it and starts the background work. Blocking.
+    ///
+    /// # Errors
+    /// When the directory belongs to another process or cannot be used at all. What is damaged
+    /// inside it is no error.
+    pub fn open(config: &StoreConfig, clock: Arc<dyn Clock>, tasks: &Tasks, metrics: Metrics) -> Result<Self, Error> {
+        let metrics = Arc::new(metrics);
+        let layout = Layout::create(&config.directory)?;
+        let ownership = layout.own()?;
+        let boot_id = boot_id();
+        let recovered = recover::recover(&layout, &boot_id)?;
+        metrics.blobs.set(gauge_value(recovered.blobs.len() as u64));
+        metrics.bytes.set(gauge_value(recovered.blobs.values().sum()));
+        let metadata = Metadata::open(&layout, tasks, Arc::clone(&metrics))?;
+        let store = Self(Arc::new(Inner {
+            boot_id,
+            clock,
+            memory: MemoryTier::new(config.memory.as_usize(), config.memory_max_object.as_u64()),
+            pool: BufferPool::default(),
+            metadata,
+            durability: DurabilityQueue::start(tasks),
+            index: RwLock::new(recovered.blobs),
+            suspects: Mutex::new(recovered.suspects),
+            open: Cache::builder().max_capacity(OPEN_BLOBS).time_to_idle(OPEN_IDLE).build(),
+            metrics,
+            _ownership: ownership,
+            layout,
+        }));
+        store.verify_suspects(tasks);
+        Ok(store)
+    }
+
+    /// Tags, visibility and tag lists.
+    pub fn metadata(&self) -> &Metadata {
+        &self.0.metadata
+    }
+
+    /// The cache directory.
+    pub fn directory(&self) -> &Path {
+        self.0.layout.root()
+    }
+
+    /// The object of this digest, if it is here as a whole.
+    pub async fn get(&self, digest: &Digest) -> Option<Content> {
+        let tier = &self.0.metrics.lookups;
+        if let Some(bytes) = self.0.memory.get(digest) {
+            tier.with_label_values(&["memory"]).inc();
+            return Some(Content::Memory(bytes));
+        }
+        let Some(blob) = self.blob(digest).await else {
+            tier.with_label_values(&["miss"]).inc();
+            return None;
+        };
+        tier.with_label_values(&["disk"]).inc();
+        if self.0.memory.admits(blob.size())
+            && let Ok(bytes) = read_whole(&blob).await
+        {
+            self.remember(*digest, bytes.clone());
+            return Some(Content::Memory(bytes));
+        }
+        Some(Content::Disk(blob))
+    }
+
+    /// Whether the object is here as a whole. Asks no disk.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner).contains_key(digest)
+    }
+
+    /// The size of an object that is here as a whole. Asks no disk.
+    pub fn size_of(&self, digest: &Digest) -> Option<u64> {
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    }
+
+    /// Keeps a small object whose digest was compared, in memory and on disk.
+    ///
+    /// # Errors
+    /// The disk's error; the memory tier has the object all the same.
+    pub async fn put(&self, verified: Verified) -> Result<(), Error> {
+        let digest = verified.digest();
+        self.remember(digest, verified.bytes().clone());
+        if self.contains(&digest) {
+            return Ok(());
+        }
+        // What an interrupted fill left is worth less than these bytes.
+        let mut partial = self.partial_anew(digest).await?;
+        partial.push(verified.into_bytes());
+        partial.start_write();
+        if partial.is_writing() {
+            partial.written().await?;
+        }
+        match partial.seal().await {
+            Ok(_) => Ok(()),
+            Err(SealError::Store(error)) => Err(error),
+            Err(SealError::Mismatch(mismatch)) => {
+                // The bytes are proven; a different hash now means failing memory.
+                tracing::error!(%mismatch, "verified bytes changed before they were stored");
+                Ok(())
+            }
+        }
+    }
+
+    /// The writing end of a blob that is not here yet, resumed where an earlier one stopped. The
+    /// caller sees to it that there is one per digest.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub async fn partial(&self, digest: Digest) -> Result<Partial, Error> {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || Partial::open(store, digest))
+            .await
+            .unwrap_or_else(|error| Err(Error::file(&self.0.layout.partial(&digest), io::Error::other(error))))
+    }
+
+    /// As [`Store::partial`], but without what an earlier fill has left.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub async fn partial_anew(&self, digest: Digest) -> Result<Partial, Error> {
+        let partial = self.partial(digest).await?;
+        if partial.position() == 0 {
+            return Ok(partial);
+        }
+        partial.discard().await;
+        self.partial(digest).await
+    }
+
+    /// Ends orderly, once every task has: notes that nothing needs to be verified at the next
+    /// start, if that is so. Blocking.
+    pub fn close(&self) {
+        let verified = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if verified && self.0.durability.is_settled() {
+            recover::leave_clean(&self.0.layout);
+        }
+    }
+
+    /// Takes a complete and verified partial file as a sealed blob.
+    async fn adopt(self, digest: Digest, size: u64, file: Arc<File>) -> Result<Arc<Blob>, Error> {
+        let path = self.0.layout.blob(&digest);
+        let blob = Arc::new(Blob::new(digest, size, self.0.clock.now(), file, self.0.pool.clone()));
+        let (from, journal, to) = (self.0.layout.partial(&digest), self.0.layout.journal(&digest), path.clone());
+        let renamed = tokio::task::spawn_blocking(move || {
+            layout::rename_into(&from, &to)?;
+            partial::remove_files(&[journal])
+        });
+        renamed.await.map_err(io::Error::other).flatten().map_err(|source| Error::file(&path, source))?;
+        self.0.index.write().unwrap_or_else(PoisonError::into_inner).insert(digest, size);
+        self.0.metrics.blobs.inc();
+        self.0.metrics.bytes.add(gauge_value(size));
+        self.0.open.insert(digest, Arc::clone(&blob));
+        self.0.durability.push(Arc::clone(&blob), path);
+        Ok(blob)
+    }
+
+    /// The sealed file of this digest, if there is one.
+    pub async fn blob(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        let size = self.size_of(digest)?;
+        if let Some(blob) = self.0.open.get(digest) {
+            return Some(blob);
+        }
+        let (store, digest) = (self.clone(), *digest);
+        tokio::task::spawn_blocking(move || store.open_blob(digest, size)).await.ok()?
+    }
+
+    /// Opens a sealed blob, hashing it first where a power loss may have taken bytes. Blocking.
+    fn open_blob(&self, digest: Digest, size: u64) -> Option<Arc<Blob>> {
+        let path = self.0.layout.blob(&digest);
+        let blob = match Blob::open(&path, digest, self.0.pool.clone()) {
+            Ok(blob) => blob,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a cached blob is gone; it is fetched again");
+                self.forget(&digest);
+                return None;
+            }
+        };
+        let suspect = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
+        let sound = blob.size() == size && (!suspect || blob.verify().unwrap_or(false));
+        if !sound {
+            self.0.metrics.corrupt.inc();
+            self.0.layout.put_in_quarantine(&path, "not the bytes that were sealed");
+            self.forget(&digest);
+            return None;
+        }
+        let blob = Arc::new(blob);
+        if suspect {
+            self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+            self.0.durability.push(Arc::clone(&blob), path);
+        }
+        self.0.open.insert(digest, Arc::clone(&blob));
+        Some(blob)
+    }
+
+    fn forget(&self, digest: &Digest) {
+        let removed = self.0.index.write().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        if let Some(size) = removed {
+            self.0.metrics.blobs.dec();
+            self.0.metrics.bytes.sub(gauge_value(size));
+        }
+        self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        self.0.open.invalidate(digest);
+        self.0.memory.remove(digest);
+    }
+
+    /// Hashes in the background what may have lost bytes, so that this happens once.
+    fn verify_suspects(&self, tasks: &Tasks) {
+        let suspects: Vec<_> = {
+            let suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+            suspects.iter().copied().collect()
+        };
+        if suspects.is_empty() {
+            return;
+        }
+        let (store, draining) = (self.clone(), tasks.clone());
+        tasks.spawn("verify", async move {
+            for digest in suspects {
+                if draining.is_draining() {
+                    return;
+                }
+                store.blob(&digest).await;
+            }
+            if let Err(error) = recover::note_boot(&store.0.layout, &store.0.boot_id) {
+                tracing::warn!(%error, "the next start verifies again");
+            }
+            tracing::info!("every blob without a durable mark was verified");
+        });
+    }
+
+    fn remember(&self, digest: Digest, bytes: Bytes) {
+        self.0.memory.insert(digest, bytes);
+        self.0.metrics.memory_bytes.set(gauge_value(self.0.memory.usage() as u64));
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    fn boot_id(&self) -> &str {
+        &self.0.boot_id
+    }
+
+    fn pool(&self) -> &BufferPool {
+        &self.0.pool
+    }
+}
+
+async fn read_whole(blob: &Blob) -> io::Result<Bytes> {
+    let mut whole = Vec::with_capacity(usize::try_from(blob.size()).unwrap_or_default());
+    while (whole.len() as u64) < blob.size() {
+        let offset = whole.len() as u64;
+        whole.extend_from_slice(&blob.read(offset, blob.size() - offset).await?);
+    }
+    Ok(whole.into())
+}
+
+fn gauge_value(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The id of this boot of the machine; a fresh one where the system has none, so that nothing of
+/// an earlier process is trusted without a look.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| format!("{:032x}", fastrand::u128(..)), |id| id.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Reading a file into pooled, page-aligned buffers without blocking a worker.
+//!
+//! Hot pages are read in place with `preadv2(RWF_NOWAIT)` (0.75 µs to learn that a page is cold);
+//! cold ones on the blocking pool. A file is never mapped and read: a failing disk would kill the
+//! process with SIGBUS.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+/// Bytes handed out at a time. Between 64 and 256 KiB the CPU time per byte is flat.
+const BUFFER_SIZE: usize = 256 << 10;
+/// An unaligned copy target costs up to twice the CPU of an aligned one.
+const PAGE: usize = 4096;
+/// Buffers kept for the next reader: 16 MiB at most; more are freed when they come back.
+const POOLED: usize = 64;
+
+/// A source of read buffers, shared by all readers.
+#[derive(Debug, Clone, Default)]
+pub struct BufferPool {
+    // A mutex: one uncontended lock per 256 KiB is lost in the copy of those bytes.
+    free: Arc<Mutex<Vec<Box<[u8]>>>>,
+}
+
+struct Buffer {
+    memory: Box<[u8]>,
+    start: usize,
+    len: usize,
+    pool: BufferPool,
+}
+
+impl BufferPool {
+    fn take(&self) -> Buffer {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let memory = free.unwrap_or_else(|| vec![0; BUFFER_SIZE + PAGE].into_boxed_slice());
+        let start = memory.as_ptr().align_offset(PAGE);
+        Buffer { memory, start, len: BUFFER_SIZE, pool: self.clone() }
+    }
+
+    fn give_back(&self, memory: Box<[u8]>) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < POOLED {
+            free.push(memory);
+        }
+    }
+}
+
+impl Buffer {
+    fn space(&mut self, len: usize) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + len]
+    }
+
+    fn into_bytes(mut self, len: usize) -> Bytes {
+        self.len = len;
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.give_back(std::mem::take(&mut self.memory));
+    }
+}
+
+/// Reads up to `len` bytes, at most one buffer, at `offset`. The caller knows that the file holds
+/// at least one byte there; a file that ends earlier was truncated behind our back.
+///
+/// Cancel safe.
+///
+/// # Errors
+/// The disk's error, or `UnexpectedEof` for a truncated file.
+pub(super) async fn read_chunk(file: &Arc<File>, pool: &BufferPool, offset: u64, len: u64) -> io::Result<Bytes> {
+    let len = usize::try_from(len).unwrap_or(BUFFER_SIZE).min(BUFFER_SIZE);
+    let mut buffer = pool.take();
+    let read = match read_resident(file, buffer.space(len), offset) {
+        Some(read) => read,
+        None => {
+            let file = Arc::clone(file);
+            let blocking = tokio::task::spawn_blocking(move || {
+                let read = file.read_at(buffer.space(len), offset);
+                (buffer, read)
+            });
+            let (returned, read) = blocking.await.map_err(io::Error::other)?;
+            buffer = returned;
+            read?
+        }
+    };
+    if read == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(buffer.into_bytes(read))
+}
+
+/// What is in the page cache at `offset`, or `None` where the disk would have to be asked (or
+/// could not say, as on file systems without `RWF_NOWAIT`).
+fn read_resident(file: &File, space: &mut [u8], offset: u64) -> Option<usize> {
+    loop {
+        match preadv2(file, &mut [IoSliceMut::new(space)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read > 0 => return Some(read),
+            Err(Errno::INTR) => {}
+            // EAGAIN: cold; EOPNOTSUPP: cannot say; 0 or an error: let the blocking read decide.
+            Ok(_) | Err(_) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[tokio::test]
+    async fn chunks_are_page_aligned_and_their_buffers_come_back() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; 2 * BUFFER_SIZE]).unwrap();
+        let (file, pool) = (Arc::new(file), BufferPool::default());
+        let chunk = read_chunk(&file, &pool, 100, u64::MAX).await.unwrap();
+        assert_eq!(chunk.len(), BUFFER_SIZE);
+        assert_eq!(chunk.as_ptr().align_offset(PAGE), 0);
+        assert!(chunk.iter().all(|byte| *byte == 7));
+        drop(chunk);
+        assert_eq!(pool.free.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_truncated_file_is_an_error_and_no_empty_chunk() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let error = read_chunk(&file, &BufferPool::default(), 0, 10).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -1,0 +1,226 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::oci::{Algorithm, Repository, Tag};
+use crate::runtime::{ManualClock, Timestamp};
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    tasks: Tasks,
+    store: Store,
+}
+
+fn open(directory: &Path) -> Result<(Store, Tasks), Error> {
+    let tasks = Tasks::new();
+    let config = StoreConfig {
+        directory: directory.to_owned(),
+        memory: crate::runtime::Bytes::mib(1),
+        memory_max_object: crate::runtime::Bytes::kib(1),
+    };
+    let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1)));
+    let store = Store::open(&config, clock, &tasks, Metrics::register(&telemetry::Metrics::new()))?;
+    Ok((store, tasks))
+}
+
+fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, tasks) = open(directory.path()).unwrap();
+    Fixture { directory, tasks, store }
+}
+
+impl Fixture {
+    /// Ends as an orderly stop does, and opens the directory again.
+    async fn reopen(self) -> Self {
+        assert_eq!(self.tasks.drain(Duration::from_secs(10)).await, 0);
+        self.store.close();
+        self.reopen_after_kill()
+    }
+
+    /// Opens the directory again as after a `kill -9`: nothing was said to the store.
+    fn reopen_after_kill(self) -> Self {
+        let Self { directory, tasks, store } = self;
+        drop(store);
+        drop(tasks);
+        // Background tasks hold clones until the runtime drops them; the lock file goes with them.
+        fs::remove_file(directory.path().join("LOCK")).unwrap();
+        let (store, tasks) = open(directory.path()).unwrap();
+        Self { directory, tasks, store }
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.store.layout().blob(digest)
+    }
+}
+
+fn sample(len: usize) -> (Bytes, Digest) {
+    let bytes: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
+    let digest = Digest::of(Algorithm::Sha256, &bytes);
+    (bytes.into(), digest)
+}
+
+async fn fill(store: &Store, digest: Digest, bytes: &Bytes) -> Partial {
+    let mut partial = store.partial(digest).await.unwrap();
+    let start = usize::try_from(partial.position()).unwrap();
+    for frame in bytes.slice(start..).chunks(1000) {
+        partial.push(Bytes::copy_from_slice(frame));
+        partial.start_write();
+        if partial.is_writing() {
+            partial.written().await.unwrap();
+        }
+    }
+    partial
+}
+
+async fn content(store: &Store, digest: &Digest) -> Option<Bytes> {
+    Some(store.get(digest).await?.into_bytes().await.unwrap())
+}
+
+#[tokio::test]
+async fn a_sealed_blob_is_there_after_a_restart_and_its_file_is_private() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(5000);
+    fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+    let fixture = fixture.reopen().await;
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&fixture.path(&digest)), 0o400, "durable after an orderly stop");
+    assert_eq!(mode(&fixture.store.layout().blobs()), 0o700);
+    assert_eq!(mode(&fixture.directory.path().join("metadata.redb")), 0o600);
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_never_sealed_and_leave_nothing_behind() {
+    let fixture = fixture();
+    let (bytes, _) = sample(5000);
+    let (_, other) = sample(4999);
+    let error = fill(&fixture.store, other, &bytes).await.seal().await.unwrap_err();
+    assert!(matches!(error, SealError::Mismatch(_)), "{error}");
+    assert!(content(&fixture.store, &other).await.is_none());
+    assert_eq!(fs::read_dir(fixture.store.layout().partials()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_parked_fill_goes_on_where_it_stopped_also_in_the_next_process() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(10_000);
+    let mut partial = fixture.store.partial(digest).await.unwrap();
+    partial.reserve(10_000).await.unwrap();
+    partial.push(bytes.slice(..6000));
+    partial.start_write();
+    partial.park().await;
+    let fixture = fixture.reopen().await;
+    let partial = fixture.store.partial(digest).await.unwrap();
+    assert_eq!((partial.position(), partial.size()), (6000, Some(10_000)));
+    drop(partial);
+    fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_fill_of_an_earlier_boot_hashes_what_the_file_holds() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(10_000);
+    let mut partial = fixture.store.partial(digest).await.unwrap();
+    partial.push(bytes.slice(..6000));
+    partial.start_write();
+    partial.park().await;
+    let journal = fixture.store.layout().journal(&digest);
+    let mut checkpoint = super::journal::Checkpoint::load(&journal).unwrap();
+    checkpoint.boot_id = "another boot".to_owned();
+    checkpoint.state = "AAAA".to_owned();
+    checkpoint.save(&journal).unwrap();
+    fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn what_a_power_loss_took_is_found_before_it_is_served() {
+    let fixture = fixture();
+    let ((good, good_digest), (bad, bad_digest)) = (sample(5000), sample(6000));
+    fill(&fixture.store, good_digest, &good).await.seal().await.unwrap();
+    fill(&fixture.store, bad_digest, &bad).await.seal().await.unwrap();
+    assert_eq!(fixture.tasks.drain(Duration::from_secs(10)).await, 0);
+    for digest in [&good_digest, &bad_digest] {
+        fs::set_permissions(fixture.path(digest), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::write(fixture.path(&bad_digest), vec![0; 6000]).unwrap();
+    fs::write(fixture.store.layout().boot(), "another boot").unwrap();
+    let fixture = fixture.reopen_after_kill();
+    assert!(content(&fixture.store, &bad_digest).await.is_none());
+    assert_eq!(content(&fixture.store, &good_digest).await.unwrap(), good);
+    assert!(fs::read_dir(fixture.store.layout().quarantine()).unwrap().count() == 1);
+}
+
+#[tokio::test]
+async fn odd_files_go_to_quarantine_and_never_stop_a_start() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(5000);
+    fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    let layout = fixture.store.layout().clone();
+    fs::write(layout.blobs().join("stray"), "x").unwrap();
+    fs::write(layout.blob(&digest).with_file_name("README"), "x").unwrap();
+    fs::write(layout.partials().join("sha256-zz.data"), "x").unwrap();
+    let (_, torn) = sample(7);
+    fs::write(layout.partial(&torn), "x").unwrap();
+    fs::write(layout.journal(&torn), "torn").unwrap();
+    let fixture = fixture.reopen().await;
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+    assert_eq!(fs::read_dir(layout.quarantine()).unwrap().count(), 5);
+    assert_eq!(fs::read_dir(layout.partials()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn damaged_metadata_is_set_aside_and_the_blobs_stay() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(5000);
+    fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    assert_eq!(fixture.tasks.drain(Duration::from_secs(10)).await, 0);
+    let Fixture { directory, tasks, store } = fixture;
+    drop((store, tasks));
+    fs::write(directory.path().join("metadata.redb"), "not a database").unwrap();
+    let (store, _tasks) = open(directory.path()).unwrap();
+    assert_eq!(content(&store, &digest).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn tags_and_visibility_survive_a_restart_and_stay_apart() {
+    let fixture = fixture();
+    let (_, digest) = sample(1);
+    let (team, other): (Repository, Repository) = ("team/app".parse().unwrap(), "other/app".parse().unwrap());
+    let tag: Tag = "v1".parse().unwrap();
+    let record = TagRecord { digest, size: Some(1), media_type: None, checked_at: Timestamp::from_millis(5) };
+    let metadata = fixture.store.metadata();
+    metadata.set_tag("docker.io", &team, &tag, record.clone());
+    metadata.set_visible("docker.io", Scope::Repository(&team), &digest, Timestamp::from_millis(5));
+    let fixture = fixture.reopen().await;
+    let metadata = fixture.store.metadata();
+    assert_eq!(metadata.tag("docker.io", &team, &tag).await.as_deref(), Some(&record));
+    assert_eq!(metadata.tag("quay.io", &team, &tag).await, None);
+    assert!(metadata.is_visible("docker.io", Scope::Repository(&team), &digest).await);
+    assert!(!metadata.is_visible("docker.io", Scope::Repository(&other), &digest).await);
+    assert!(!metadata.is_visible("docker.io", Scope::Upstream, &digest).await);
+    assert!(!metadata.is_visible("quay.io", Scope::Repository(&team), &digest).await);
+    metadata.remove_tag("docker.io", &team, &tag);
+    let fixture = fixture.reopen().await;
+    assert_eq!(fixture.store.metadata().tag("docker.io", &team, &tag).await, None);
+}
+
+#[tokio::test]
+async fn a_directory_has_one_owner() {
+    let fixture = fixture();
+    let error = open(fixture.directory.path()).unwrap_err().to_string();
+    assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
+}
+
+#[tokio::test]
+async fn small_objects_are_served_from_memory_and_kept_on_disk() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(500);
+    fixture.store.put(digest.verify(bytes.clone()).unwrap()).await.unwrap();
+    assert!(matches!(fixture.store.get(&digest).await, Some(Content::Memory(_))));
+    let fixture = fixture.reopen().await;
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+    assert!(matches!(fixture.store.get(&digest).await, Some(Content::Memory(_))));
+}

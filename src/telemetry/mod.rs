@@ -1,0 +1,10 @@
+//! Logs and metrics: how the process tells what it does.
+//!
+//! Every room owns a struct of its counters and registers it here; nothing is static. Labels come
+//! from closed sets (upstream names, outcomes), never from what a client sends.
+
+mod log;
+mod registry;
+
+pub use log::{LogConfig, LogFormat};
+pub use registry::{Buckets, Metrics, counter, counters, gauge, histogram};

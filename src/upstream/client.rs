@@ -1,0 +1,566 @@
+//! The calls of the registry client.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Uri;
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use crate::oci::{
+    Algorithm, ApiRequest, Digest, MAX_MANIFEST_SIZE, Page, Reference, Repository, Target, next_link,
+};
+use crate::routing::{Routes, Upstream, UpstreamName};
+use crate::runtime::{Backoff, Clock};
+
+use super::body::{Pace, ReadError, read_all};
+use super::config::FetchConfig;
+use super::connect::{ClientError, Clients};
+use super::download::Download;
+use super::error::{Error, Place, Stage};
+use super::exchange::Question;
+use super::metrics::{Kind, Metrics};
+use super::plan::{Plan, Step};
+use super::remote::{Remote, Shared};
+use super::response::Answer;
+
+/// A page of tags: 128 bytes each, and as many as any registry sends at once.
+const MAX_TAGS_BODY: usize = 8 << 20;
+
+/// The endpoints of one upstream, in order.
+pub(super) type Remotes = Arc<[Arc<Remote>]>;
+
+/// Asks upstreams. Cheap to clone; all clones share connections, tokens and what is known of endpoints.
+#[derive(Debug, Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    remotes: Arc<HashMap<UpstreamName, Remotes>>,
+    deadline: Option<Duration>,
+}
+
+/// What a manifest HEAD says. Registries may leave out any of it; then only a GET can tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestHead {
+    /// The digest it claims.
+    pub digest: Option<Digest>,
+    /// Its size in bytes.
+    pub size: Option<u64>,
+    /// Its `Content-Type`.
+    pub media_type: Option<String>,
+}
+
+/// A manifest as it came.
+#[derive(Debug, Clone)]
+pub struct FetchedManifest {
+    /// At most [`MAX_MANIFEST_SIZE`] bytes. Asked for by digest, they have that digest.
+    pub body: Bytes,
+    /// Its `Content-Type`.
+    pub content_type: Option<String>,
+    /// The digest of the header, if there is one; it has been checked against the body.
+    pub digest: Option<Digest>,
+}
+
+/// What a blob HEAD says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobHead {
+    /// Its size in bytes, if it was said.
+    pub size: Option<u64>,
+}
+
+/// A part of a repository's tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagPage {
+    /// In the upstream's order. Not checked to be valid tags.
+    pub tags: Vec<String>,
+    /// What to ask for to get the rest; `None` at the end.
+    pub next: Option<Page>,
+}
+
+/// The index of what refers to a digest.
+#[derive(Debug, Clone)]
+pub struct FetchedReferrers {
+    /// At most [`MAX_MANIFEST_SIZE`] bytes of an image index, as they came.
+    pub body: Bytes,
+    /// Its `Content-Type`.
+    pub content_type: Option<String>,
+    /// The upstream has applied the filter by artifact type itself.
+    pub is_filtered: bool,
+}
+
+impl Client {
+    /// Sets up the connections' settings for every endpoint; connects to none yet.
+    ///
+    /// # Errors
+    /// [`ClientError`] when a certificate or key cannot be used.
+    pub fn new(
+        config: FetchConfig,
+        routes: &Routes,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Self, ClientError> {
+        let shared = Arc::new(Shared {
+            config,
+            clock,
+            metrics,
+        });
+        let mut clients = Clients::new(&shared.config);
+        let mut remotes = HashMap::new();
+        for upstream in routes.upstreams() {
+            let endpoints = upstream.endpoints.iter();
+            let of_upstream: Result<Vec<_>, _> = endpoints
+                .map(|endpoint| Remote::new(&shared, upstream, endpoint, &mut clients).map(Arc::new))
+                .collect();
+            remotes.insert(upstream.name.clone(), Remotes::from(of_upstream?));
+        }
+        Ok(Self {
+            shared,
+            remotes: Arc::new(remotes),
+            deadline: None,
+        })
+    }
+
+    /// The same client, whose calls end after `deadline` with [`Error::TimedOut`] at the latest: for asking
+    /// whether something newer exists while something stale is at hand. A download's deadline covers its
+    /// beginning only.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self {
+            deadline: Some(deadline),
+            ..self.clone()
+        }
+    }
+
+    /// What a manifest is, without its body. Registries that refuse HEAD are asked with GET.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::is_retryable`] says whether asking again later can help.
+    pub async fn head_manifest(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<ManifestHead, Error> {
+        let target = Target::Manifest {
+            repository: repository.clone(),
+            reference: reference.clone(),
+        };
+        let question = Question::new(Kind::ManifestHead, target);
+        let mut rounds = self.rounds(upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match manifest_head(&remote, &question, reference, rounds.until).await {
+                Ok(head) => return Ok(head),
+                Err(Error::Refused {
+                    status: 405 | 501, ..
+                }) => {
+                    return self
+                        .manifest(upstream, repository, reference)
+                        .await
+                        .map(ManifestHead::from);
+                }
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// A manifest, whole and checked against every digest that is known of it.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`]; [`Error::Corrupt`] when the body is not what its digest says.
+    pub async fn manifest(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, Error> {
+        let target = Target::Manifest {
+            repository: repository.clone(),
+            reference: reference.clone(),
+        };
+        let question = Question::new(Kind::Manifest, target);
+        let mut rounds = self.rounds(upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match manifest(&remote, &question, reference, rounds.until).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// Whether a repository has a blob, and its size.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`].
+    pub async fn head_blob(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<BlobHead, Error> {
+        let target = Target::Blob {
+            repository: repository.clone(),
+            digest: *digest,
+        };
+        let question = Question::new(Kind::BlobHead, target);
+        let mut rounds = self.rounds(upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match blob_head(&remote, &question, digest, rounds.until).await {
+                Ok(head) => return Ok(head),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// Begins to fetch a blob at byte `from`. Returns once the first response's head is there.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`], and as quickly.
+    pub async fn download(
+        &self,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+        from: u64,
+    ) -> Result<Download, Error> {
+        let mut rounds = self.rounds(upstream)?;
+        let remotes = Arc::clone(&rounds.remotes);
+        let begun = Download::begin(remotes, repository.clone(), *digest, from);
+        while let Some((index, until)) = rounds.next_index().await {
+            match begun.open(index, from, None, until).await {
+                Ok(opened) => return Ok(begun.streaming(index, opened)),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// A part of a repository's tags.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`].
+    pub async fn tags(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        page: &Page,
+    ) -> Result<TagPage, Error> {
+        let target = Target::Tags {
+            repository: repository.clone(),
+            page: page.clone(),
+        };
+        let question = Question::new(Kind::Tags, target);
+        let mut rounds = self.rounds(upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match tags(&remote, &question, page, rounds.until).await {
+                Ok(tags) => return Ok(tags),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// What refers to a digest, as the upstream's referrers API says. [`Error::NotFound`] or
+    /// [`Error::Refused`] where it has no such API.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`].
+    pub async fn referrers(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<FetchedReferrers, Error> {
+        let target = Target::Referrers {
+            repository: repository.clone(),
+            digest: *digest,
+            artifact_type: artifact_type.map(str::to_owned),
+        };
+        let question = Question::new(Kind::Referrers, target);
+        let mut rounds = self.rounds(upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match referrers(&remote, &question, rounds.until).await {
+                Ok(referrers) => return Ok(referrers),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    fn rounds(&self, upstream: &Upstream) -> Result<Rounds, Error> {
+        let remotes = self
+            .remotes
+            .get(&upstream.name)
+            .filter(|remotes| !remotes.is_empty());
+        let Some(remotes) = remotes.map(Arc::clone) else {
+            return Err(Error::Misconfigured {
+                at: unknown_place(upstream),
+                reason: "this client was set up without it".to_owned(),
+            });
+        };
+        let config = &self.shared.config;
+        let backoff = Backoff::new(config.backoff, config.backoff_cap);
+        Ok(Rounds {
+            plan: Plan::for_call(remotes.len(), config.attempts, backoff),
+            until: self.deadline.map(|deadline| Instant::now() + deadline),
+            deadline: self.deadline.unwrap_or_default(),
+            remotes,
+        })
+    }
+}
+
+impl From<FetchedManifest> for ManifestHead {
+    fn from(manifest: FetchedManifest) -> Self {
+        let digest = manifest
+            .digest
+            .unwrap_or_else(|| Digest::of(Algorithm::Sha256, &manifest.body));
+        Self {
+            digest: Some(digest),
+            size: Some(manifest.body.len() as u64),
+            media_type: manifest.content_type,
+        }
+    }
+}
+
+/// One call's way over the endpoints of an upstream.
+struct Rounds {
+    remotes: Remotes,
+    plan: Plan,
+    until: Option<Instant>,
+    deadline: Duration,
+}
+
+impl Rounds {
+    async fn next(&mut self) -> Option<Arc<Remote>> {
+        let (index, _) = self.next_index().await?;
+        Some(Arc::clone(&self.remotes[index]))
+    }
+
+    /// The endpoint to ask next, after the wait that is due before it.
+    async fn next_index(&mut self) -> Option<(usize, Option<Instant>)> {
+        loop {
+            match self.plan.step() {
+                Step::Ask(index) => return Some((index, self.until)),
+                Step::Wait(wait) if self.until.is_some_and(|until| Instant::now() + wait >= until) => {
+                    return None;
+                }
+                Step::Wait(wait) => sleep(wait).await,
+                Step::GiveUp => return None,
+            }
+        }
+    }
+
+    fn failed(&mut self, error: Error) {
+        // What is tried next may well succeed; a final failure is logged by whoever answers for it.
+        tracing::debug!(upstream = %error.place().upstream, %error, "an endpoint failed");
+        self.plan.failed(error);
+    }
+
+    fn verdict(self) -> Error {
+        let at = self.remotes[0].place().clone();
+        let unasked = Error::TimedOut {
+            at,
+            stage: Stage::Deadline,
+            after: self.deadline,
+        };
+        self.plan.verdict().unwrap_or(unasked)
+    }
+}
+
+async fn manifest_head(
+    remote: &Remote,
+    question: &Question,
+    reference: &Reference,
+    until: Option<Instant>,
+) -> Result<ManifestHead, Error> {
+    let answer = remote.ask(question, until).await?;
+    check_head(remote, &answer, reference.digest().as_ref())?;
+    Ok(ManifestHead {
+        digest: answer.digest(),
+        size: answer.length(),
+        media_type: answer.content_type().map(str::to_owned),
+    })
+}
+
+async fn manifest(
+    remote: &Remote,
+    question: &Question,
+    reference: &Reference,
+    until: Option<Instant>,
+) -> Result<FetchedManifest, Error> {
+    let answer = remote.ask(question, until).await?;
+    check_head(remote, &answer, reference.digest().as_ref())?;
+    let claimed = answer.digest();
+    let content_type = answer.content_type().map(str::to_owned);
+    let mut body = read(remote, answer, MAX_MANIFEST_SIZE, until).await?;
+    let expected = [reference.digest(), claimed];
+    for digest in expected.iter().flatten() {
+        let verified = digest
+            .verify(body)
+            .map_err(|mismatch| remote.corrupt(format!("a manifest: {mismatch}")))?;
+        body = verified.into_bytes();
+    }
+    Ok(FetchedManifest {
+        body,
+        content_type,
+        digest: claimed,
+    })
+}
+
+async fn blob_head(
+    remote: &Remote,
+    question: &Question,
+    digest: &Digest,
+    until: Option<Instant>,
+) -> Result<BlobHead, Error> {
+    let answer = remote.ask(question, until).await?;
+    if let Some(oddity) = answer.blob_oddity(digest) {
+        return Err(remote.not_a_registry(oddity));
+    }
+    if let Some(contradiction) = answer.contradiction(digest) {
+        return Err(remote.corrupt(contradiction));
+    }
+    Ok(BlobHead {
+        size: answer.length(),
+    })
+}
+
+#[derive(Deserialize)]
+struct TagList {
+    /// `null` where a repository has none, by some registries.
+    tags: Option<Vec<String>>,
+}
+
+async fn tags(
+    remote: &Remote,
+    question: &Question,
+    page: &Page,
+    until: Option<Instant>,
+) -> Result<TagPage, Error> {
+    let answer = remote.ask(question, until).await?;
+    check_head(remote, &answer, None)?;
+    let link = answer.link().and_then(next_link);
+    let body = read(remote, answer, MAX_TAGS_BODY, until).await?;
+    let list: TagList = serde_json::from_slice(&body)
+        .map_err(|error| remote.not_a_registry(format!("a list of tags that cannot be read: {error}")))?;
+    let tags = list.tags.unwrap_or_default();
+    let next = link.and_then(|link| next_page(&link, page, tags.last()));
+    Ok(TagPage { tags, next })
+}
+
+/// The page that a link leads to. Some registries page by tokens of their own; the last tag of this page,
+/// which every registry of the specification understands, stands in for those.
+fn next_page(link: &str, current: &Page, last_tag: Option<&String>) -> Option<Page> {
+    let query = link.split_once('?').map(|(_, query)| query).unwrap_or_default();
+    let path = link
+        .parse::<Uri>()
+        .ok()
+        .map(|uri| uri.path().to_owned())
+        .unwrap_or_default();
+    let page = match ApiRequest::parse(&path, Some(query)).map(|request| request.target) {
+        Ok(Target::Tags { page, .. }) if page.last.is_some() => page,
+        _ => Page {
+            n: current.n,
+            last: Some(last_tag?.clone()),
+        },
+    };
+    // A link back to this page would be followed for ever.
+    (page.last != current.last).then_some(page)
+}
+
+async fn referrers(
+    remote: &Remote,
+    question: &Question,
+    until: Option<Instant>,
+) -> Result<FetchedReferrers, Error> {
+    let answer = remote.ask(question, until).await?;
+    check_head(remote, &answer, None)?;
+    let content_type = answer.content_type().map(str::to_owned);
+    let filters = answer.header("oci-filters-applied").unwrap_or_default();
+    let is_filtered = filters.split(',').any(|filter| filter.trim() == "artifactType");
+    let body = read(remote, answer, MAX_MANIFEST_SIZE, until).await?;
+    Ok(FetchedReferrers {
+        body,
+        content_type,
+        is_filtered,
+    })
+}
+
+fn check_head(remote: &Remote, answer: &Answer, wanted: Option<&Digest>) -> Result<(), Error> {
+    if let Some(oddity) = answer.oddity() {
+        return Err(remote.not_a_registry(oddity));
+    }
+    match wanted.and_then(|wanted| answer.contradiction(wanted)) {
+        Some(contradiction) => Err(remote.corrupt(contradiction)),
+        None => Ok(()),
+    }
+}
+
+/// A small body, whole, of the length that was declared.
+async fn read(remote: &Remote, answer: Answer, limit: usize, until: Option<Instant>) -> Result<Bytes, Error> {
+    let too_long = || remote.not_a_registry(format!("an answer of more than {limit} bytes"));
+    let declared = answer.length();
+    if declared.is_some_and(|length| length > limit as u64) {
+        return Err(too_long());
+    }
+    let config = remote.config();
+    let began = Instant::now();
+    let body = read_all(answer.response.into_body(), limit, Pace::new(config), until).await;
+    let body = body.map_err(|error| match error {
+        ReadError::TooLong => too_long(),
+        ReadError::Broken(reason) => remote.unreachable(format!("the transfer broke: {reason}")),
+        ReadError::TooSlow => remote.timed_out(Stage::Body, config.stall_window),
+        ReadError::Deadline => remote.timed_out(Stage::Deadline, began.elapsed()),
+    })?;
+    match declared {
+        Some(length) if length != body.len() as u64 => {
+            Err(remote.corrupt(format!("{length} bytes were declared, {} came", body.len())))
+        }
+        _ => Ok(body),
+    }
+}
+
+fn unknown_place(upstream: &Upstream) -> Place {
+    let nowhere = || "https://unknown.invalid".parse().expect("a constant, valid URL");
+    let endpoint = upstream
+        .endpoints
+        .first()
+        .map_or_else(nowhere, |endpoint| endpoint.site.clone());
+    Place {
+        upstream: upstream.name.clone(),
+        endpoint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_in_every_form_of_link_and_never_leads_in_circles() {
+        let page = |n: Option<u32>, last: Option<&str>| Page {
+            n,
+            last: last.map(str::to_owned),
+        };
+        let current = page(Some(2), Some("a"));
+        let last = "c".to_owned();
+        let cases = [
+            ("/v2/x/tags/list?last=c&n=2", Some(page(Some(2), Some("c")))),
+            (
+                "https://r.example/v2/x/tags/list?n=5&last=b",
+                Some(page(Some(5), Some("b"))),
+            ),
+            ("/v2/x/tags/list?next_page=opaque", Some(page(Some(2), Some("c")))),
+            ("/odd?last=", Some(page(Some(2), Some("c")))),
+            ("/v2/x/tags/list?last=a&n=2", None),
+        ];
+        for (link, expected) in cases {
+            assert_eq!(next_page(link, &current, Some(&last)), expected, "{link}");
+        }
+        assert_eq!(next_page("/odd", &current, None), None);
+    }
+}

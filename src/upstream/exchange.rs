@@ -1,0 +1,322 @@
+//! One question to one endpoint: authorization, redirects, the deadline for the response's head, and what the
+//! status means.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::header::{HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use hyper::{Method, StatusCode};
+use tokio::time::{Instant, timeout_at};
+
+use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, Target, media_type};
+
+use super::body;
+use super::error::{Error, Stage};
+use super::health::Silence;
+use super::metrics::Kind;
+use super::redirect::{self, RedirectError};
+use super::remote::Remote;
+use super::response::{Answer, retry_after};
+
+/// What an endpoint is asked, in the words of the caller's repository.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) kind: Kind,
+    pub(super) target: Target,
+    /// Ask for the bytes from here on.
+    pub(super) range_from: Option<u64>,
+}
+
+impl Question {
+    pub(super) fn new(kind: Kind, target: Target) -> Self {
+        Self {
+            kind,
+            target,
+            range_from: None,
+        }
+    }
+
+    fn method(&self) -> Method {
+        match self.kind {
+            Kind::ManifestHead | Kind::BlobHead => Method::HEAD,
+            Kind::Manifest | Kind::Blob | Kind::Tags | Kind::Referrers => Method::GET,
+        }
+    }
+
+    /// A narrow `Accept` makes some registries convert a manifest, which would then be cached for everybody.
+    fn accept(&self) -> Option<&'static str> {
+        match self.kind {
+            Kind::ManifestHead | Kind::Manifest => Some(MANIFEST_ACCEPT),
+            Kind::Referrers => Some(media_type::OCI_INDEX),
+            Kind::Tags => Some("application/json"),
+            Kind::BlobHead | Kind::Blob => None,
+        }
+    }
+
+    fn is_of_manifest(&self) -> bool {
+        matches!(self.kind, Kind::ManifestHead | Kind::Manifest)
+    }
+
+    /// What a 404 without a word about it means.
+    fn unknown(&self) -> ErrorCode {
+        match self.kind {
+            Kind::ManifestHead | Kind::Manifest | Kind::Referrers => ErrorCode::ManifestUnknown,
+            Kind::BlobHead | Kind::Blob => ErrorCode::BlobUnknown,
+            Kind::Tags => ErrorCode::NameUnknown,
+        }
+    }
+}
+
+impl Remote {
+    /// Asks, and gives the response once its head is there and its status is a success (or 416 to a range).
+    /// Ends at `until` even if this endpoint's own deadline is later.
+    pub(super) async fn ask(&self, question: &Question, until: Option<Instant>) -> Result<Answer, Error> {
+        if question.is_of_manifest()
+            && let Some(wait) = self.health.quiet_for()
+        {
+            return Err(Error::RateLimited {
+                at: self.place().clone(),
+                retry_after: Some(wait),
+            });
+        }
+        let pass = match self.health.enter() {
+            Ok(pass) => pass,
+            Err(silence) => return Err(self.timed_out(silence.stage, silence.after)),
+        };
+        let began = Instant::now();
+        let (deadline, stage) = self.deadline(began, until);
+        // Once the endpoint itself has answered, a silence further on is not its own.
+        let has_answered = AtomicBool::new(false);
+        let result = timeout_at(deadline, self.exchange(question, &has_answered)).await;
+        let elapsed = began.elapsed();
+        let result = result.unwrap_or_else(|_| Err(self.timed_out(stage, elapsed)));
+        match &result {
+            Err(Error::TimedOut { stage, after, .. }) if !has_answered.load(Ordering::Relaxed) => {
+                let silence = Silence {
+                    stage: *stage,
+                    after: *after,
+                };
+                if *stage == Stage::Deadline {
+                    pass.missed_deadline(silence)
+                } else {
+                    pass.was_silent(silence)
+                }
+            }
+            _ => pass.answered(),
+        }
+        self.metrics()
+            .answered(&self.place().upstream, question.kind, elapsed, &result);
+        result
+    }
+
+    fn deadline(&self, now: Instant, until: Option<Instant>) -> (Instant, Stage) {
+        let own = now + self.config().header_timeout;
+        match until {
+            Some(until) if until < own => (until, Stage::Deadline),
+            _ => (own, Stage::Headers),
+        }
+    }
+
+    async fn exchange(&self, question: &Question, has_answered: &AtomicBool) -> Result<Answer, Error> {
+        let misconfigured = |reason: String| Error::Misconfigured {
+            at: self.place().clone(),
+            reason,
+        };
+        let Some(asked) = question.target.repository() else {
+            return Err(misconfigured("the question names no repository".to_owned()));
+        };
+        let repository = self
+            .endpoint()
+            .repository(asked)
+            .map_err(|error| misconfigured(error.to_string()))?;
+        let path = question
+            .target
+            .clone()
+            .with_repository(repository.clone())
+            .path_and_query();
+
+        let mut authorization = self.auth.in_advance(self, &repository).await?;
+        let answer = self
+            .follow(question, &path, authorization.as_ref(), has_answered)
+            .await?;
+        // One retry: a challenge is answered once, and what is refused is renewed once.
+        let retry = match answer.status() {
+            _ if answer.is_from_elsewhere => None,
+            StatusCode::UNAUTHORIZED => {
+                let challenges = challenges(&answer);
+                match (&authorization, challenges.as_slice()) {
+                    (None, []) => None,
+                    (Some(refused), []) => self.auth.renew(self, &repository, refused).await,
+                    (refused, challenges) => Some(
+                        self.auth
+                            .answer(self, &repository, challenges, refused.as_ref())
+                            .await?,
+                    ),
+                }
+            }
+            // Some registries answer an expired token so.
+            StatusCode::FORBIDDEN if self.has_credential() => match &authorization {
+                Some(refused) => self.auth.renew(self, &repository, refused).await,
+                None => None,
+            },
+            _ => None,
+        };
+        if retry.is_none() {
+            return self.judge(question, answer).await;
+        }
+        authorization = retry;
+        body::drain(answer.response.into_body(), self.config()).await;
+        let answer = self
+            .follow(question, &path, authorization.as_ref(), has_answered)
+            .await?;
+        self.judge(question, answer).await
+    }
+
+    /// Sends the request and follows redirects. `Authorization` is for the endpoint's own site; once a
+    /// redirect has left it, nothing is sent along any more, even if another one leads back.
+    async fn follow(
+        &self,
+        question: &Question,
+        path: &str,
+        authorization: Option<&HeaderValue>,
+        has_answered: &AtomicBool,
+    ) -> Result<Answer, Error> {
+        let odd = |error: RedirectError| self.not_a_registry(error.to_string());
+        let mut site = self.endpoint().site.clone();
+        let mut url = site
+            .url(path)
+            .ok_or_else(|| self.not_a_registry("its URL cannot be built".to_owned()))?;
+        let mut is_elsewhere = false;
+        for _ in 0..=self.config().max_redirects {
+            let sent = authorization.filter(|_| !is_elsewhere);
+            let method = question.method();
+            let response = self
+                .request(
+                    &site,
+                    url.clone(),
+                    method,
+                    question.accept(),
+                    question.range_from,
+                    sent,
+                )
+                .await?;
+            has_answered.store(true, Ordering::Relaxed);
+            if !is_redirect(response.status()) {
+                return Ok(Answer {
+                    response,
+                    is_from_elsewhere: is_elsewhere,
+                });
+            }
+            let location = response
+                .headers()
+                .get(LOCATION)
+                .and_then(|value| value.to_str().ok());
+            (url, site) = redirect::target(&url, location.unwrap_or_default()).map_err(odd)?;
+            is_elsewhere |= site != self.endpoint().site;
+            // Read to its end, or the connection could not be used again.
+            body::drain(response.into_body(), self.config()).await;
+        }
+        Err(odd(RedirectError::TooMany))
+    }
+
+    /// What a status means.
+    async fn judge(&self, question: &Question, answer: Answer) -> Result<Answer, Error> {
+        let status = answer.status();
+        let is_asked_for = match status {
+            StatusCode::OK => true,
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => question.range_from.is_some(),
+            _ => false,
+        };
+        if is_asked_for {
+            return Ok(answer);
+        }
+        let wait = retry_after(answer.headers(), self.now());
+        let is_from_elsewhere = answer.is_from_elsewhere;
+        let body = body::drain(answer.response.into_body(), self.config()).await;
+        Err(self.refusal(question, status, wait, is_from_elsewhere, &body))
+    }
+
+    fn refusal(
+        &self,
+        question: &Question,
+        status: StatusCode,
+        retry_after: Option<Duration>,
+        is_from_elsewhere: bool,
+        body: &[u8],
+    ) -> Error {
+        let at = self.place().clone();
+        let detail = self.words(status, body);
+        match status {
+            StatusCode::NOT_FOUND => Error::NotFound {
+                at,
+                code: code_of(body).unwrap_or(question.unknown()),
+            },
+            // The redirect's signature was refused: the endpoint gives a new one.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_from_elsewhere => Error::Unreachable {
+                at,
+                reason: format!("the storage it redirects to answers {status}"),
+                retry_after,
+            },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(status, body),
+            StatusCode::TOO_MANY_REQUESTS => {
+                if let Some(wait) = retry_after.filter(|_| question.is_of_manifest()) {
+                    self.health.keep_quiet(wait);
+                }
+                Error::RateLimited { at, retry_after }
+            }
+            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                Error::Unreachable {
+                    at,
+                    reason: format!("it answers {detail}"),
+                    retry_after,
+                }
+            }
+            status if status.is_client_error() => Error::Refused {
+                at,
+                status: status.as_u16(),
+                detail,
+            },
+            status => self.not_a_registry(format!("it answers {status}")),
+        }
+    }
+
+    fn denied(&self, status: StatusCode, body: &[u8]) -> Error {
+        let (at, has_credential) = (self.place().clone(), self.has_credential());
+        let detail = self.words(status, body);
+        if status == StatusCode::FORBIDDEN {
+            Error::Forbidden {
+                at,
+                has_credential,
+                detail,
+            }
+        } else {
+            Error::Unauthorized {
+                at,
+                has_credential,
+                detail,
+            }
+        }
+    }
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn challenges(answer: &Answer) -> Vec<Challenge> {
+    let values = answer.headers().get_all(WWW_AUTHENTICATE).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(Challenge::parse_all)
+        .collect()
+}
+
+/// The code of an error document, where it says what is missing.
+fn code_of(body: &[u8]) -> Option<ErrorCode> {
+    let code = ErrorDocument::parse(body)?.errors.first()?.code;
+    matches!(
+        code,
+        ErrorCode::BlobUnknown | ErrorCode::ManifestUnknown | ErrorCode::NameUnknown
+    )
+    .then_some(code)
+}

@@ -1,0 +1,225 @@
+//! One endpoint as the client knows it: its connections, what it demands, and how it fares.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use crate::oci::ErrorDocument;
+use crate::routing::{Endpoint, Site, TlsSettings, Upstream};
+use crate::runtime::{Clock, Timestamp};
+
+use super::auth::Auth;
+use super::body::chain;
+use super::config::FetchConfig;
+use super::connect::{ClientError, Clients, HttpClient};
+use super::error::{Error, Place, Stage};
+use super::health::Health;
+use super::metrics::Metrics;
+
+const AGENT: &str = concat!("clawhub-edge/", env!("CARGO_PKG_VERSION"));
+
+/// What every endpoint is asked with.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: FetchConfig,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Metrics,
+}
+
+/// One endpoint.
+#[derive(Debug)]
+pub(super) struct Remote {
+    shared: Arc<Shared>,
+    place: Place,
+    endpoint: Endpoint,
+    /// Presents the client certificate, if there is one.
+    own: HttpClient,
+    /// Presents none: for token services elsewhere and redirect targets.
+    foreign: HttpClient,
+    pub(super) auth: Auth,
+    pub(super) health: Health,
+    /// Bounds the transfers of blobs, which may last for hours; everything else is short.
+    downloads: Arc<Semaphore>,
+}
+
+impl Remote {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        upstream: &Upstream,
+        endpoint: &Endpoint,
+        clients: &mut Clients<'_>,
+    ) -> Result<Self, ClientError> {
+        let place = Place {
+            upstream: upstream.name.clone(),
+            endpoint: endpoint.site.clone(),
+        };
+        let without_identity = TlsSettings {
+            client_identity: None,
+            ..endpoint.tls.clone()
+        };
+        Ok(Self {
+            shared: Arc::clone(shared),
+            own: clients.client(&endpoint.tls)?,
+            foreign: clients.client(&without_identity)?,
+            auth: Auth::new(
+                place.clone(),
+                endpoint.credential.clone(),
+                upstream.realms.clone(),
+            ),
+            health: Health::new(),
+            downloads: Arc::new(Semaphore::new(shared.config.max_downloads_per_endpoint)),
+            endpoint: endpoint.clone(),
+            place,
+        })
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(super) fn config(&self) -> &FetchConfig {
+        &self.shared.config
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.shared.clock.now()
+    }
+
+    pub(super) fn has_credential(&self) -> bool {
+        self.auth.has_credential()
+    }
+
+    /// A place among the downloads of this endpoint.
+    pub(super) async fn download_permit(
+        &self,
+        until: Option<Instant>,
+    ) -> Result<OwnedSemaphorePermit, Error> {
+        let acquiring = Arc::clone(&self.downloads).acquire_owned();
+        let limit = Instant::now() + self.config().give_up_after;
+        match timeout_at(until.map_or(limit, |until| until.min(limit)), acquiring).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // The semaphore is never closed, so only the wait can fail.
+            Ok(Err(_)) | Err(_) => {
+                let limit = self.config().max_downloads_per_endpoint;
+                Err(self.unreachable(format!("{limit} downloads from it are running already")))
+            }
+        }
+    }
+
+    /// Sends one request to `site`, which must be the site of `url`, and waits for the response's head.
+    pub(super) async fn request(
+        &self,
+        site: &Site,
+        url: Uri,
+        method: Method,
+        accept: Option<&'static str>,
+        range_from: Option<u64>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(url)
+            .header(USER_AGENT, AGENT)
+            // The digest is over the bytes as they are.
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(accept) = accept {
+            request = request.header(ACCEPT, accept);
+        }
+        if let Some(first) = range_from {
+            request = request.header(RANGE, format!("bytes={first}-"));
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| self.unreachable(chain(&error)))?;
+        let client = if *site == self.endpoint.site {
+            &self.own
+        } else {
+            &self.foreign
+        };
+        client
+            .request(request)
+            .await
+            .map_err(|error| self.transport_error(&error, site))
+    }
+
+    pub(super) fn unreachable(&self, reason: String) -> Error {
+        Error::Unreachable {
+            at: self.place.clone(),
+            reason,
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn not_a_registry(&self, reason: String) -> Error {
+        Error::NotARegistry {
+            at: self.place.clone(),
+            reason,
+        }
+    }
+
+    pub(super) fn corrupt(&self, reason: String) -> Error {
+        Error::Corrupt {
+            at: self.place.clone(),
+            reason,
+        }
+    }
+
+    pub(super) fn timed_out(&self, stage: Stage, after: Duration) -> Error {
+        Error::TimedOut {
+            at: self.place.clone(),
+            stage,
+            after,
+        }
+    }
+
+    /// The status and what the upstream's error document says, made fit for a message.
+    pub(super) fn words(&self, status: StatusCode, body: &[u8]) -> String {
+        let summary = ErrorDocument::parse(body)
+            .map(|document| document.summary())
+            .unwrap_or_default();
+        if summary.is_empty() {
+            status.to_string()
+        } else {
+            format!("{}, {summary}", status.as_u16())
+        }
+    }
+
+    fn transport_error(&self, error: &hyper_util::client::legacy::Error, site: &Site) -> Error {
+        let is_late = causes(error)
+            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .any(|error| error.kind() == std::io::ErrorKind::TimedOut);
+        if error.is_connect() && is_late {
+            return self.timed_out(Stage::Connect, self.config().connect_timeout);
+        }
+        let reason = chain(error);
+        if *site == self.endpoint.site {
+            self.unreachable(reason)
+        } else {
+            self.unreachable(format!("{site}, where it sends its callers: {reason}"))
+        }
+    }
+}
+
+fn causes<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
