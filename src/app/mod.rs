@@ -37,12 +37,16 @@ impl App {
         // The address first: a second edge on the same port must not touch the cache.
         let listeners = Listeners::bind(&config.frontend).await?;
         let store = {
-            let (config, clock, tasks) = (config.store.clone(), Arc::clone(&clock), tasks.clone());
+            let (config, clock) = (config.store.clone(), Arc::clone(&clock));
             let metrics = store::Metrics::register(&metrics);
-            tokio::task::spawn_blocking(move || Store::open(&config, clock, &tasks, metrics)).await??
+            tokio::task::spawn_blocking(move || Store::open(&config, clock, metrics)).await??
         };
+        for warning in &config.routing.warnings {
+            tracing::warn!("{warning}");
+        }
         let routes = Routes::new(config.routing);
-        let client_metrics = upstream::Metrics::register(metrics.registry()).context("registering metrics")?;
+        let client_metrics =
+            upstream::Metrics::register(metrics.registry()).context("registering metrics")?;
         let client = upstream::Client::new(config.fetch, &routes, Arc::clone(&clock), client_metrics)?;
         let puller = Puller::new(
             store.clone(),
@@ -57,7 +61,12 @@ impl App {
         let service = Arc::new(Service::new(routes, puller, &tasks, metrics, front_metrics));
         let addresses = listeners.addresses();
         listeners.serve(&service, &tasks);
-        Ok(Self { addresses, store, tasks, drain_timeout: config.frontend.limits.drain_timeout })
+        Ok(Self {
+            addresses,
+            store,
+            tasks,
+            drain_timeout: config.frontend.limits.drain_timeout,
+        })
     }
 
     /// Where pulls are answered.
@@ -77,10 +86,7 @@ impl App {
         if stragglers > 0 {
             tracing::warn!(tasks = stragglers, "stopped before everything had ended");
         }
-        let store = self.store;
-        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
-            tracing::warn!(%error, "the cache was not closed in order");
-        }
+        self.store.close().await;
     }
 }
 
@@ -88,7 +94,10 @@ impl App {
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit of open files stays as it was");
     }

@@ -29,7 +29,7 @@ struct Arguments {
     /// Directory of the cache
     #[arg(long, global = true, value_name = "DIRECTORY")]
     cache_dir: Option<PathBuf>,
-    /// Log level, or filter directives such as info,clawhub_edge::upstream=debug
+    /// Log level, or filter directives such as `info,clawhub_edge::upstream=debug`
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
     /// Log format: text or json
@@ -46,14 +46,19 @@ enum Command {
     /// Check the configuration and say every mistake
     CheckConfig,
     /// Pull an image into the cache
-    Pull(pull::PullArguments),
+    Pull(Box<pull::PullArguments>),
     /// Print the version
     Version,
 }
 
 impl Arguments {
     fn overrides(&self) -> Overrides {
-        let listen = self.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let listen = self
+            .listen
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
         let cache_dir = self.cache_dir.as_ref().map(|path| path.display().to_string());
         [
             ("listen", Some(listen).filter(|listen| !listen.is_empty())),
@@ -71,7 +76,11 @@ impl Arguments {
         let environment: BTreeMap<_, _> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Ok(Config::load(self.config.as_deref(), &environment, self.overrides())?)
+        Ok(Config::load(
+            self.config.as_deref(),
+            &environment,
+            self.overrides(),
+        )?)
     }
 }
 
@@ -94,7 +103,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         Some(Command::CheckConfig) => {
             let config = arguments.load()?;
-            let file = config.file.map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+            let file = config
+                .file
+                .map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
             say(&format!("{file}: good"));
             Ok(())
         }
@@ -117,7 +128,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
 }
 
 async fn serve(config: Config) -> Result<()> {
@@ -147,9 +161,14 @@ fn introduce(app: &App, format: LogFormat) {
         return;
     }
     let example = addresses.first().map_or("", String::as_str);
-    say(&format!("ClawHub Edge listens on http://{}", addresses.join(", http://")));
+    say(&format!(
+        "ClawHub Edge listens on http://{}",
+        addresses.join(", http://")
+    ));
     say(&format!("  and caches in {directory}"));
-    say(&format!("  Try: skopeo inspect --tls-verify=false docker://{example}/docker.io/library/alpine"));
+    say(&format!(
+        "  Try: skopeo inspect --tls-verify=false docker://{example}/docker.io/library/alpine"
+    ));
 }
 
 #[expect(clippy::print_stdout, reason = "the output of a command")]

@@ -24,7 +24,8 @@ use super::say;
 use crate::app::App;
 use crate::config::Config;
 use crate::oci::{
-    Descriptor, Digest, ErrorDocument, Hasher, ImageReference, MAX_MANIFEST_SIZE, Manifest, Platform, Reference,
+    Descriptor, Digest, ErrorDocument, Hasher, ImageReference, MAX_MANIFEST_SIZE, Manifest, Platform,
+    Reference,
 };
 use crate::store;
 
@@ -74,7 +75,7 @@ impl PullArguments {
                 ProgressDrawTarget::stderr()
             }),
         };
-        let pulled = puller.pull(&self.wanted()?).await;
+        let pulled = puller.pull(self.wanted()?.as_ref()).await;
         if let Some(app) = own {
             app.stop().await;
         }
@@ -91,7 +92,10 @@ impl PullArguments {
             say(&serde_json::to_string(&summary)?);
         } else {
             let (bytes, count) = (indicatif::HumanBytes(summary.bytes), summary.blobs);
-            say(&format!("{}@{} is cached: {count} blobs, {bytes}", summary.image, summary.digest));
+            say(&format!(
+                "{}@{} is cached: {count} blobs, {bytes}",
+                summary.image, summary.digest
+            ));
         }
         Ok(())
     }
@@ -102,7 +106,9 @@ impl PullArguments {
             return Ok(None);
         }
         let platform = self.platform.clone().map_or_else(|| this_platform().parse(), Ok);
-        Ok(Some(platform.context("this machine's platform has no OCI name; use --platform")?))
+        Ok(Some(platform.context(
+            "this machine's platform has no OCI name; use --platform",
+        )?))
     }
 }
 
@@ -158,7 +164,7 @@ struct ImagePuller<'a> {
 impl ImagePuller<'_> {
     /// Pulls everything that the platform needs. Returns the digest that the reference stands for,
     /// how many manifests there were, and the blobs.
-    async fn pull(&self, wanted: &Option<Platform>) -> Result<(Digest, usize, Vec<Descriptor>)> {
+    async fn pull(&self, wanted: Option<&Platform>) -> Result<(Digest, usize, Vec<Descriptor>)> {
         let (digest, manifest) = self.manifest(&self.image.reference).await?;
         let mut manifests = vec![manifest];
         let mut blobs: Vec<Descriptor> = Vec::new();
@@ -167,12 +173,21 @@ impl ImagePuller<'_> {
         while let Some(manifest) = manifests.pop() {
             count += 1;
             let is_index = matches!(manifest, Manifest::Index(_));
-            let children: Vec<_> = manifest.children().filter(|child| !is_index || chosen(child, wanted)).collect();
-            ensure!(!children.is_empty(), "{} has nothing for {}", self.image, shown(wanted));
+            let children: Vec<_> = manifest
+                .children()
+                .filter(|child| !is_index || chosen(child, wanted))
+                .collect();
+            ensure!(
+                !children.is_empty(),
+                "{} has nothing for {}",
+                self.image,
+                shown(wanted)
+            );
             for child in children {
                 if child.is_manifest() {
                     manifests.push(self.manifest(&Reference::Digest(child.digest)).await?.1);
-                } else if !child.is_nondistributable() && blobs.iter().all(|blob| blob.digest != child.digest) {
+                } else if !child.is_nondistributable() && blobs.iter().all(|blob| blob.digest != child.digest)
+                {
                     blobs.push(child.clone());
                 }
             }
@@ -190,10 +205,17 @@ impl ImagePuller<'_> {
             .context("the edge names no digest")?
             .parse()
             .context("the edge's digest")?;
-        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!("reading the manifest: {error}"))?.to_bytes();
+        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE)
+            .collect()
+            .await;
+        let body = body
+            .map_err(|error| anyhow::anyhow!("reading the manifest: {error}"))?
+            .to_bytes();
         let verified = digest.verify(body)?;
-        Ok((digest, Manifest::parse(verified.bytes(), content_type.as_deref())?))
+        Ok((
+            digest,
+            Manifest::parse(verified.bytes(), content_type.as_deref())?,
+        ))
     }
 
     async fn blob(&self, blob: &Descriptor) -> Result<()> {
@@ -203,7 +225,9 @@ impl ImagePuller<'_> {
         loop {
             match self.read(blob, &bar).await {
                 Ok(()) => break,
-                Err(error) if attempt == ATTEMPTS => return Err(error.context(format!("pulling {}", blob.digest))),
+                Err(error) if attempt == ATTEMPTS => {
+                    return Err(error.context(format!("pulling {}", blob.digest)));
+                }
                 Err(_) => {
                     tokio::time::sleep(Duration::from_secs(attempt.into())).await;
                     attempt += 1;
@@ -230,7 +254,9 @@ impl ImagePuller<'_> {
     }
 
     async fn get(&self, path: &str) -> Result<Response<Incoming>> {
-        let ImageReference { registry, repository, .. } = self.image;
+        let ImageReference {
+            registry, repository, ..
+        } = self.image;
         let uri = format!("http://{}/v2/{repository}/{path}?ns={registry}", self.address);
         let response = self
             .client
@@ -241,7 +267,9 @@ impl ImagePuller<'_> {
             return Ok(response);
         }
         let status = response.status();
-        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE).collect().await;
+        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE)
+            .collect()
+            .await;
         let body = body.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
         match ErrorDocument::parse(&body) {
             Some(document) => bail!("{}: {}", self.image, document.summary()),
@@ -251,15 +279,15 @@ impl ImagePuller<'_> {
 }
 
 /// Whether a child of an index is wanted. Attestations ride along under the platform `unknown`.
-fn chosen(child: &Descriptor, wanted: &Option<Platform>) -> bool {
+fn chosen(child: &Descriptor, wanted: Option<&Platform>) -> bool {
     match (wanted, &child.platform) {
         (Some(wanted), Some(platform)) => platform.matches(wanted),
         _ => true,
     }
 }
 
-fn shown(wanted: &Option<Platform>) -> String {
-    wanted.as_ref().map_or_else(|| "any platform".to_owned(), ToString::to_string)
+fn shown(wanted: Option<&Platform>) -> String {
+    wanted.map_or_else(|| "any platform".to_owned(), ToString::to_string)
 }
 
 fn text(response: &Response<Incoming>, name: &str) -> Option<String> {
@@ -267,5 +295,7 @@ fn text(response: &Response<Incoming>, name: &str) -> Option<String> {
 }
 
 fn style() -> Result<ProgressStyle> {
-    Ok(ProgressStyle::with_template("{prefix} {wide_bar} {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12} {eta:>4}")?)
+    Ok(ProgressStyle::with_template(
+        "{prefix} {wide_bar} {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12} {eta:>4}",
+    )?)
 }

@@ -30,7 +30,10 @@ impl ResponseBody {
 
     pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self { content: Content::Whole((!bytes.is_empty()).then_some(bytes)), record: None }
+        Self {
+            content: Content::Whole((!bytes.is_empty()).then_some(bytes)),
+            record: None,
+        }
     }
 
     /// Reads as fast as the client takes it. The answer's `Content-Length` is the promise that this
@@ -43,7 +46,10 @@ impl ResponseBody {
                 Err(error) => Some((Err(error), None)),
             }
         });
-        Self { content: Content::Stream(Box::pin(chunks)), record: None }
+        Self {
+            content: Content::Stream(Box::pin(chunks)),
+            record: None,
+        }
     }
 
     pub(super) fn recorded(mut self, record: Record) -> Self {
@@ -56,7 +62,10 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = pull::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, pull::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, pull::Error>>> {
         let this = &mut *self;
         let chunk = match &mut this.content {
             Content::Whole(bytes) => Poll::Ready(bytes.take().map(Ok)),
@@ -78,7 +87,9 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::Whole(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Content::Stream(_) => SizeHint::default(),
         }
     }

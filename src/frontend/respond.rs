@@ -30,7 +30,12 @@ pub(super) struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
     }
 
     fn retry(mut self, after: Duration) -> Self {
@@ -53,7 +58,11 @@ impl Refusal {
     /// A range that lies outside of the blob.
     pub(super) fn unsatisfiable_range(size: u64) -> Self {
         let message = format!("the blob has {size} bytes");
-        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeInvalid, message)
+        Self::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            ErrorCode::RangeInvalid,
+            message,
+        )
     }
 }
 
@@ -82,7 +91,9 @@ impl From<&pull::Error> for Refusal {
     fn from(error: &pull::Error) -> Self {
         let unavailable = |message: &str| Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message);
         match error {
-            pull::Error::Unknown(code) => Self::new(StatusCode::NOT_FOUND, *code, "the upstream does not have it"),
+            pull::Error::Unknown(code) => {
+                Self::new(StatusCode::NOT_FOUND, *code, "the upstream does not have it")
+            }
             pull::Error::Upstream(error) => Self::from(&**error),
             pull::Error::Manifest(error) => {
                 let message = format!("the upstream's manifest is refused: {error}");
@@ -99,13 +110,17 @@ impl From<&pull::Error> for Refusal {
                 "the wanted bytes have not arrived yet; come back later",
             )
             .retry(DEFAULT_RETRY_AFTER),
-            pull::Error::Store(_) | pull::Error::Read(_) => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unavailable, "the cache's disk failed")
-            }
+            pull::Error::Store(_) | pull::Error::Read(_) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                ErrorCode::Unavailable,
+                "the cache's disk failed",
+            ),
             pull::Error::Abandoned => unavailable("the fetch was stopped; ask again"),
-            pull::Error::Internal => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "an internal error")
-            }
+            pull::Error::Internal => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                ErrorCode::Unknown,
+                "an internal error",
+            ),
         }
     }
 }
@@ -120,14 +135,26 @@ impl From<&upstream::Error> for Refusal {
             E::NotFound { code, .. } => {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{name} does not have it"))
             }
-            E::Unauthorized { has_credential: true, .. } | E::Forbidden { has_credential: true, .. } => {
-                bad_gateway(format!("{name} refuses this edge's credential"))
+            E::Unauthorized {
+                has_credential: true, ..
             }
+            | E::Forbidden {
+                has_credential: true, ..
+            } => bad_gateway(format!("{name} refuses this edge's credential")),
             // Registries say the same of what is private and of what does not exist.
-            E::Unauthorized { has_credential: false, .. } | E::Forbidden { has_credential: false, .. } => Self::new(
+            E::Unauthorized {
+                has_credential: false,
+                ..
+            }
+            | E::Forbidden {
+                has_credential: false,
+                ..
+            } => Self::new(
                 StatusCode::FORBIDDEN,
                 ErrorCode::Denied,
-                format!("{name} does not give this to anonymous callers: it does not exist, or the edge needs a credential"),
+                format!(
+                    "{name} does not give this to anonymous callers: it does not exist, or the edge needs a credential"
+                ),
             ),
             E::RateLimited { retry_after, .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -143,8 +170,12 @@ impl From<&upstream::Error> for Refusal {
             E::Unreachable { .. } => bad_gateway(format!("{name} cannot be reached")),
             E::NotARegistry { .. } => bad_gateway(format!("{name} does not answer like a registry")),
             E::Corrupt { .. } => bad_gateway(format!("{name} sends corrupt content")),
-            E::RealmRefused { .. } => bad_gateway(format!("{name} names a token service that is not allowed here")),
-            E::Refused { status, .. } => bad_gateway(format!("{name} refuses the request with status {status}")),
+            E::RealmRefused { .. } => {
+                bad_gateway(format!("{name} names a token service that is not allowed here"))
+            }
+            E::Refused { status, .. } => {
+                bad_gateway(format!("{name} refuses the request with status {status}"))
+            }
             E::Misconfigured { .. } => bad_gateway(format!("{name} is not configured rightly on this edge")),
         }
     }
@@ -175,13 +206,21 @@ mod tests {
 
     #[test]
     fn cache_status_says_how_the_answer_came_about() {
-        let freshness = |served, ttl| Freshness { served, age: Duration::ZERO, ttl };
+        let freshness = |served, ttl| Freshness {
+            served,
+            age: Duration::ZERO,
+            ttl,
+        };
         for (served, ttl, expected) in [
             (Served::Hit, Some(12), "clawhub-edge; hit; ttl=12"),
             (Served::Stale, Some(-7), "clawhub-edge; hit; ttl=-7; detail=stale"),
             (Served::Miss, None, "clawhub-edge; fwd=uri-miss; stored"),
             (Served::Collapsed, None, "clawhub-edge; fwd=uri-miss; collapsed"),
-            (Served::Revalidated, None, "clawhub-edge; fwd=stale; fwd-status=200"),
+            (
+                Served::Revalidated,
+                None,
+                "clawhub-edge; fwd=stale; fwd-status=200",
+            ),
         ] {
             assert_eq!(cache_status(&freshness(served, ttl)), expected);
         }
@@ -189,10 +228,17 @@ mod tests {
 
     #[test]
     fn unknown_content_while_a_fetch_fails_is_never_called_absent() {
-        for error in [pull::Error::Abandoned, pull::Error::Internal, pull::Error::Deadline(Duration::ZERO)] {
+        for error in [
+            pull::Error::Abandoned,
+            pull::Error::Internal,
+            pull::Error::Deadline(Duration::ZERO),
+        ] {
             assert!(Refusal::from(&error).status.is_server_error(), "{error}");
         }
         let unknown = Refusal::from(&pull::Error::Unknown(ErrorCode::BlobUnknown));
-        assert_eq!((unknown.status, unknown.code), (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown));
+        assert_eq!(
+            (unknown.status, unknown.code),
+            (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown)
+        );
     }
 }

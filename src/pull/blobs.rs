@@ -58,13 +58,20 @@ impl BlobAnswer {
         if !self.puller.fill_config().unverified_ranges {
             self.sealed().await?;
         }
-        Ok(Reader::new(self.source, range.start, Some(range.end), self.puller.fill_config().wait_timeout))
+        Ok(Reader::new(
+            self.source,
+            range.start,
+            Some(range.end),
+            self.puller.fill_config().wait_timeout,
+        ))
     }
 
     async fn sealed(&mut self) -> Result<(), Error> {
         if let Source::Flight(follower) = &mut self.source {
             let wait = self.puller.fill_config().wait_timeout;
-            let blob = tokio::time::timeout(wait, follower.sealed()).await.unwrap_or(Err(Error::Deadline(wait)))?;
+            let blob = tokio::time::timeout(wait, follower.sealed())
+                .await
+                .unwrap_or(Err(Error::Deadline(wait)))?;
             self.size = Some(blob.size());
             self.source = Source::Sealed(blob);
         }
@@ -95,7 +102,11 @@ impl Puller {
             self.prove_blob(route, digest).await?;
         }
         let served = if visible { Served::Hit } else { Served::Revalidated };
-        Ok(self.store().get(digest).await.map(|content| self.answer_of(content, served)))
+        Ok(self
+            .store()
+            .get(digest)
+            .await
+            .map(|content| self.answer_of(content, served)))
     }
 
     fn answer_of(&self, content: Content, served: Served) -> BlobAnswer {
@@ -107,17 +118,25 @@ impl Puller {
             size: Some(content.size()),
             source: content.into(),
             puller: self.clone(),
-            freshness: Freshness { served, age, ttl: None },
+            freshness: Freshness {
+                served,
+                age,
+                ttl: None,
+            },
         }
     }
 
     /// Joins the flight of the digest or starts it.
     async fn flying_blob(&self, route: &Route, digest: &Digest) -> Result<BlobAnswer, Error> {
         let scope = Self::scope_key(route);
-        let negative = super::key(route, digest);
+        let negative = Self::blob_key(route, digest);
         self.check_negative(&negative)?;
         loop {
-            let foreign = self.0.flights.scope_of(digest).is_some_and(|flying| flying != scope);
+            let foreign = self
+                .0
+                .flights
+                .scope_of(digest)
+                .is_some_and(|flying| flying != scope);
             if foreign && !self.is_visible(route, digest).await {
                 // The flight proves another repository's right; ours is asked for beside it.
                 self.prove_blob(route, digest).await?;
@@ -131,7 +150,9 @@ impl Puller {
             let joined = started.is_none();
             if let Some(flight) = started {
                 let (puller, route, digest) = (self.clone(), route.clone(), *digest);
-                self.0.tasks.spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest));
+                self.0
+                    .tasks
+                    .spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest));
             }
             let wait = self.fill_config().wait_timeout;
             let answered = tokio::time::timeout(wait, follower.answered()).await;
@@ -139,7 +160,12 @@ impl Puller {
                 Ok(size) => {
                     let served = if joined { Served::Collapsed } else { Served::Miss };
                     let source = Source::Flight(follower);
-                    return Ok(BlobAnswer { source, size, puller: self.clone(), freshness: Freshness::of(served) });
+                    return Ok(BlobAnswer {
+                        source,
+                        size,
+                        puller: self.clone(),
+                        freshness: Freshness::of(served),
+                    });
                 }
                 // What another repository's upstream refuses, ours may still give.
                 Err(_) if !own => {}
@@ -157,7 +183,10 @@ impl Puller {
     /// # Errors
     /// Why the upstream could not say.
     pub async fn head_blob(&self, route: &Route, digest: &Digest) -> Result<BlobHead, Error> {
-        let answer = |size, served| BlobHead { size, freshness: Freshness::of(served) };
+        let answer = |size, served| BlobHead {
+            size,
+            freshness: Freshness::of(served),
+        };
         let head = match self.store().size_of(digest) {
             Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),
             Some(size) => {

@@ -64,9 +64,14 @@ impl Setting for TagPattern {
         };
         let glob = |pattern: &str| {
             let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-            glob.map(|glob| glob.compile_matcher()).map_err(|error| error.to_string())
+            glob.map(|glob| glob.compile_matcher())
+                .map_err(|error| error.to_string())
         };
-        Ok(Self { text: text.to_owned(), repository: glob(repository)?, tag: tag.map(glob).transpose()? })
+        Ok(Self {
+            text: text.to_owned(),
+            repository: glob(repository)?,
+            tag: tag.map(glob).transpose()?,
+        })
     }
     fn to_text(&self) -> String {
         self.text.clone()
@@ -76,7 +81,10 @@ impl Setting for TagPattern {
 impl TagPattern {
     fn matches(&self, upstream: &str, repository: &Repository, tag: &Tag) -> bool {
         self.repository.is_match(format!("{upstream}/{repository}"))
-            && self.tag.as_ref().is_none_or(|pattern| pattern.is_match(tag.as_str()))
+            && self
+                .tag
+                .as_ref()
+                .is_none_or(|pattern| pattern.is_match(tag.as_str()))
     }
 }
 
@@ -95,9 +103,9 @@ impl TagConfig {
     /// Reads the section. The first rule that matches a tag decides.
     pub fn read(section: &Section<'_>) -> Self {
         let default = TagPolicy {
-            ttl: section.read("ttl", Ttl::For(Duration::from_secs(5 * 60))),
+            ttl: section.read("ttl", Ttl::For(Duration::from_mins(5))),
             stale_while_revalidate: section.read("stale_while_revalidate", Duration::ZERO),
-            stale_if_error: section.read("stale_if_error", Duration::from_secs(30 * 24 * 60 * 60)),
+            stale_if_error: section.read("stale_if_error", Duration::from_hours(720)),
         };
         let rules = section.sections("rules").into_iter().filter_map(|rule| {
             let policy = TagPolicy {
@@ -180,7 +188,7 @@ impl FillConfig {
             finish_after: section.read("finish_after", Percent::new(25)),
             abandon_grace: section.read("abandon_grace", Duration::from_secs(2)),
             unverified_ranges: section.read("unverified_ranges", true),
-            wait_timeout: section.read("wait_timeout", Duration::from_secs(10 * 60)),
+            wait_timeout: section.read("wait_timeout", Duration::from_mins(10)),
             max_concurrent: section.read("max_concurrent", 64),
             max_blob_size: section.read("max_blob_size", Bytes::gib(256)),
         };

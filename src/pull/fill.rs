@@ -20,12 +20,18 @@ const LINGER: Duration = Duration::from_millis(2);
 
 /// Runs one flight to its end and tells its followers.
 pub(super) async fn run(puller: Puller, flight: Arc<Flight>, route: Route, digest: Digest) {
-    let landing = Landing { puller: &puller, flight: &flight, outcome: None };
+    let landing = Landing {
+        puller: &puller,
+        flight: &flight,
+        outcome: None,
+    };
     puller.metrics().flights.inc();
     let outcome = fill(&puller, &flight, &route, &digest).await;
     puller.metrics().count_fill(&outcome);
     match &outcome {
-        Ok(blob) => tracing::debug!(%digest, upstream = %route.upstream.name, size_bytes = blob.size(), "sealed"),
+        Ok(blob) => {
+            tracing::debug!(%digest, upstream = %route.upstream.name, size_bytes = blob.size(), "sealed");
+        }
         Err(Error::Unknown(_) | Error::Abandoned) => {
             tracing::debug!(%digest, upstream = %route.upstream.name, "fill ended without a blob");
         }
@@ -66,7 +72,12 @@ impl Drop for Landing<'_> {
     }
 }
 
-async fn fill(puller: &Puller, flight: &Arc<Flight>, route: &Route, digest: &Digest) -> Result<Arc<Blob>, Error> {
+async fn fill(
+    puller: &Puller,
+    flight: &Arc<Flight>,
+    route: &Route,
+    digest: &Digest,
+) -> Result<Arc<Blob>, Error> {
     let _turn = puller.fill_turn().await;
     if puller.store().contains(digest) {
         // An earlier flight landed between this one's look at the store and its start.
@@ -105,15 +116,24 @@ async fn fill(puller: &Puller, flight: &Arc<Flight>, route: &Route, digest: &Dig
 }
 
 /// Asks the upstream from where the partial ends, and makes room for what is said to come.
-async fn open(puller: &Puller, route: &Route, digest: &Digest, partial: &mut Partial) -> Result<Download, Error> {
+async fn open(
+    puller: &Puller,
+    route: &Route,
+    digest: &Digest,
+    partial: &mut Partial,
+) -> Result<Download, Error> {
     let client = puller.client();
-    let mut download = client.download(&route.upstream, &route.repository, digest, partial.position()).await?;
+    let mut download = client
+        .download(&route.upstream, &route.repository, digest, partial.position())
+        .await?;
     if let (Some(known), Some(said)) = (partial.size(), download.size())
         && known != said
     {
         tracing::warn!(%digest, known, said, "the upstream contradicts the size of a partial blob, which starts over");
         *partial = puller.store().partial_anew(*digest).await?;
-        download = client.download(&route.upstream, &route.repository, digest, 0).await?;
+        download = client
+            .download(&route.upstream, &route.repository, digest, 0)
+            .await?;
     }
     let largest = puller.fill_config().max_blob_size.as_u64();
     if let Some(size) = download.size() {
@@ -142,6 +162,7 @@ async fn transfer(
     let start = partial.position();
     let mut ended = false;
     let mut watched = true;
+    let mut draining = false;
     let mut deserted = pin!(flight.deserted(config.abandon_grace));
     let mut linger = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
@@ -176,13 +197,18 @@ async fn transfer(
             },
             () = linger.as_mut(), if lingers => {}
             () = deserted.as_mut(), if watched => {
-                if is_worth_finishing(puller, partial) {
+                if !draining && is_worth_finishing(puller, partial) {
                     watched = false;
                 } else if puller.flights().end_if_abandoned(flight) {
                     return Err(Error::Abandoned);
                 } else {
                     deserted.set(flight.deserted(config.abandon_grace));
                 }
+            }
+            // A stop waits for clients, not for bytes that nobody waits for: those are resumed.
+            () = puller.draining(), if !draining => {
+                (draining, watched) = (true, true);
+                deserted.set(flight.deserted(Duration::ZERO));
             }
         }
     }
@@ -191,6 +217,8 @@ async fn transfer(
 fn is_worth_finishing(puller: &Puller, partial: &Partial) -> bool {
     let config = puller.fill_config();
     // Without a known size no share can be told; what nobody waits for is then not finished.
-    let enough = partial.size().is_some_and(|size| partial.position() >= config.finish_after.of(size));
+    let enough = partial
+        .size()
+        .is_some_and(|size| partial.position() >= config.finish_after.of(size));
     config.on_abandon == OnAbandon::Finish && enough
 }

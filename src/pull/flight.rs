@@ -136,7 +136,11 @@ impl Flights {
         let flight = Arc::new(Flight {
             digest,
             scope: scope.to_owned(),
-            progress: watch::Sender::new(Progress { phase: Phase::Starting, size: None, arrived: RangeSet::new() }),
+            progress: watch::Sender::new(Progress {
+                phase: Phase::Starting,
+                size: None,
+                arrived: RangeSet::new(),
+            }),
             followers: AtomicUsize::new(0),
             left: Notify::new(),
         });
@@ -152,7 +156,10 @@ impl Flights {
 
     /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
     pub(super) fn end(&self, flight: &Flight) {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner).remove(&flight.digest);
+        self.map
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&flight.digest);
     }
 
     /// Takes the flight out if nobody follows it. Joining happens under the same lock, so a flight
@@ -177,7 +184,10 @@ pub(super) struct Follower {
 impl Follower {
     fn of(flight: &Arc<Flight>) -> Self {
         flight.followers.fetch_add(1, Ordering::AcqRel);
-        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight) }
+        Self {
+            progress: flight.progress.subscribe(),
+            flight: Arc::clone(flight),
+        }
     }
 
     /// On whose behalf the flight asks its upstream.
@@ -190,7 +200,10 @@ impl Follower {
     /// # Errors
     /// Why the flight failed.
     pub(super) async fn answered(&mut self) -> Result<Option<u64>, Error> {
-        let progress = self.progress.wait_for(|progress| !matches!(progress.phase, Phase::Starting)).await;
+        let progress = self
+            .progress
+            .wait_for(|progress| !matches!(progress.phase, Phase::Starting))
+            .await;
         let progress = progress.map_err(|_| Error::Internal)?;
         match &progress.phase {
             Phase::Failed(error) => Err(error.clone()),
@@ -255,7 +268,7 @@ impl Drop for Follower {
 mod tests {
     use super::*;
     use crate::oci::Algorithm;
-    use crate::runtime::{Clock, SystemClock, Tasks};
+    use crate::runtime::{Clock, SystemClock};
     use crate::store::{Metrics, Store, StoreConfig};
 
     fn digest() -> Digest {
@@ -270,7 +283,7 @@ mod tests {
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = Metrics::register(&crate::telemetry::Metrics::new());
-        let store = Store::open(&config, clock, &Tasks::new(), metrics).unwrap();
+        let store = Store::open(&config, clock, metrics).unwrap();
         store.partial(digest()).await.unwrap().file()
     }
 
@@ -280,20 +293,48 @@ mod tests {
         let phase = Phase::Filling(filling(directory.path()).await);
         let size = 10 * TAIL;
         let step = |size, arrived, position, end| {
-            let progress = Progress { phase: phase.clone(), size, arrived: RangeSet::prefix(arrived) };
+            let progress = Progress {
+                phase: phase.clone(),
+                size,
+                arrived: RangeSet::prefix(arrived),
+            };
             match progress.step(position, end) {
                 Step::ReadPartial(_, len) => Some(len),
                 Step::Wait => None,
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!(step(Some(size), size, 0, None), Some(size - TAIL), "all has arrived, the tail is withheld");
+        assert_eq!(
+            step(Some(size), size, 0, None),
+            Some(size - TAIL),
+            "all has arrived, the tail is withheld"
+        );
         assert_eq!(step(Some(size), size, size - TAIL, None), None);
-        assert_eq!(step(Some(size), size, size - 1, Some(size)), None, "a range of the last byte waits");
-        assert_eq!(step(Some(size), size, 0, Some(TAIL)), Some(TAIL), "an inner range does not");
-        assert_eq!(step(None, size, 0, None), Some(size - TAIL), "an unknown end is wherever we are");
-        assert_eq!(step(Some(TAIL), TAIL - 1, 0, None), None, "a small blob is verified first");
-        assert_eq!(step(Some(size), TAIL, 5 * TAIL, Some(6 * TAIL)), None, "a range far ahead waits");
+        assert_eq!(
+            step(Some(size), size, size - 1, Some(size)),
+            None,
+            "a range of the last byte waits"
+        );
+        assert_eq!(
+            step(Some(size), size, 0, Some(TAIL)),
+            Some(TAIL),
+            "an inner range does not"
+        );
+        assert_eq!(
+            step(None, size, 0, None),
+            Some(size - TAIL),
+            "an unknown end is wherever we are"
+        );
+        assert_eq!(
+            step(Some(TAIL), TAIL - 1, 0, None),
+            None,
+            "a small blob is verified first"
+        );
+        assert_eq!(
+            step(Some(size), TAIL, 5 * TAIL, Some(6 * TAIL)),
+            None,
+            "a range far ahead waits"
+        );
     }
 
     #[tokio::test]
@@ -308,14 +349,19 @@ mod tests {
         assert!(!flights.end_if_abandoned(&flight));
         drop(second);
         assert!(flights.end_if_abandoned(&flight));
-        assert!(flights.join_or_start(digest(), "c").1.is_some(), "the next request starts anew");
+        assert!(
+            flights.join_or_start(digest(), "c").1.is_some(),
+            "the next request starts anew"
+        );
     }
 
     #[tokio::test]
     async fn followers_learn_of_a_failure() {
         let flights = Flights::default();
         let (mut follower, flight) = flights.join_or_start(digest(), "a");
-        flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
+        flight
+            .unwrap()
+            .publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
         assert!(matches!(follower.next(0, None).await, Err(Error::Abandoned)));
         assert!(matches!(follower.answered().await, Err(Error::Abandoned)));
     }

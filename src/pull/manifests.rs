@@ -59,7 +59,12 @@ impl Puller {
     ///
     /// # Errors
     /// Why it cannot be had; nothing unverified is ever in an answer.
-    pub async fn manifest(&self, route: &Route, reference: &Reference, want: Want) -> Result<ManifestAnswer, Error> {
+    pub async fn manifest(
+        &self,
+        route: &Route,
+        reference: &Reference,
+        want: Want,
+    ) -> Result<ManifestAnswer, Error> {
         let answer = match reference {
             Reference::Digest(digest) => self.manifest_by_digest(route, digest, want).await,
             Reference::Tag(tag) => self.manifest_by_tag(route, tag, want).await,
@@ -93,7 +98,9 @@ impl Puller {
 
     /// What the store has under this digest, if it is a manifest at all.
     async fn stored_manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, Error> {
-        let Some(content) = self.store().get(digest).await else { return Ok(None) };
+        let Some(content) = self.store().get(digest).await else {
+            return Ok(None);
+        };
         // A digest of something else is no manifest, whatever its size.
         let unknown = || Error::Unknown(ErrorCode::ManifestUnknown);
         if content.size() > MAX_MANIFEST_SIZE as u64 {
@@ -108,13 +115,20 @@ impl Puller {
                 media_type
             }
         };
-        Ok(Some(StoredManifest { digest: *digest, media_type, body }))
+        Ok(Some(StoredManifest {
+            digest: *digest,
+            media_type,
+            body,
+        }))
     }
 
     async fn head_by_digest(&self, route: &Route, reference: &Reference) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
-        let head = self.client().head_manifest(&route.upstream, &route.repository, reference).await;
+        let head = self
+            .client()
+            .head_manifest(&route.upstream, &route.repository, reference)
+            .await;
         let head = head.map_err(Error::from);
         self.note_negative(&key, &head);
         let head = head?;
@@ -122,7 +136,13 @@ impl Puller {
             (Some(digest), Some(size), Some(media_type)) if head.digest.is_none_or(|said| said == digest) => {
                 self.set_visible(route, &digest);
                 let freshness = Freshness::of(Served::Miss);
-                Ok(ManifestAnswer { digest, size, media_type, body: None, freshness })
+                Ok(ManifestAnswer {
+                    digest,
+                    size,
+                    media_type,
+                    body: None,
+                    freshness,
+                })
             }
             // An upstream whose HEAD says too little.
             _ => self.fetch_manifest(route, reference).await,
@@ -130,10 +150,15 @@ impl Puller {
     }
 
     /// Fetches, checks and keeps a manifest, once for all who want it.
-    pub(super) async fn fetch_manifest(&self, route: &Route, reference: &Reference) -> Result<ManifestAnswer, Error> {
+    pub(super) async fn fetch_manifest(
+        &self,
+        route: &Route,
+        reference: &Reference,
+    ) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
-        let (puller, route, reference, negative) = (self.clone(), route.clone(), reference.clone(), key.clone());
+        let (puller, route, reference, negative) =
+            (self.clone(), route.clone(), reference.clone(), key.clone());
         let (fetched, joined) = self.0.manifest_fetches.run(key, || async move {
             let outcome = puller.fetch_manifest_now(&route, &reference).await;
             puller.note_negative(&negative, &outcome);
@@ -144,16 +169,28 @@ impl Puller {
         Ok(manifest.answer(Freshness::of(served)))
     }
 
-    async fn fetch_manifest_now(&self, route: &Route, reference: &Reference) -> Result<Arc<StoredManifest>, Error> {
-        let fetched = self.client().manifest(&route.upstream, &route.repository, reference).await?;
+    async fn fetch_manifest_now(
+        &self,
+        route: &Route,
+        reference: &Reference,
+    ) -> Result<Arc<StoredManifest>, Error> {
+        let fetched = self
+            .client()
+            .manifest(&route.upstream, &route.repository, reference)
+            .await?;
         let digest = reference
             .digest()
             .or(fetched.digest)
             .unwrap_or_else(|| Digest::of(Algorithm::Sha256, &fetched.body));
-        let verified = digest.verify(fetched.body).map_err(|mismatch| Error::Corrupt(Arc::new(mismatch)))?;
+        let verified = digest
+            .verify(fetched.body)
+            .map_err(|mismatch| Error::Corrupt(Arc::new(mismatch)))?;
         let manifest = Manifest::parse(verified.bytes(), fetched.content_type.as_deref())?;
-        let stored =
-            Arc::new(StoredManifest { digest, media_type: manifest.media_type(), body: verified.bytes().clone() });
+        let stored = Arc::new(StoredManifest {
+            digest,
+            media_type: manifest.media_type(),
+            body: verified.bytes().clone(),
+        });
         self.0.media_types.insert(digest, stored.media_type);
         if let Err(error) = self.store().put(verified).await {
             // The memory tier has it: a full disk must not fail a pull.
@@ -168,7 +205,9 @@ impl Puller {
                 media_type: Some(stored.media_type.to_owned()),
                 checked_at: self.0.clock.now(),
             };
-            self.store().metadata().set_tag(route.upstream.name.as_str(), &route.repository, tag, record);
+            self.store()
+                .metadata()
+                .set_tag(route.upstream.name.as_str(), &route.repository, tag, record);
         }
         Ok(stored)
     }
@@ -182,11 +221,22 @@ impl Puller {
         served: Served,
         ttl: Option<i64>,
     ) -> Result<ManifestAnswer, Error> {
-        let age = self.0.clock.now().since(record.checked_at).unwrap_or(Duration::ZERO);
+        let age = self
+            .0
+            .clock
+            .now()
+            .since(record.checked_at)
+            .unwrap_or(Duration::ZERO);
         let freshness = Freshness { served, age, ttl };
         if let (Want::Head, Some(size), Some(media_type)) = (want, record.size, &record.media_type) {
             let (digest, media_type) = (record.digest, media_type.clone());
-            return Ok(ManifestAnswer { digest, size, media_type, body: None, freshness });
+            return Ok(ManifestAnswer {
+                digest,
+                size,
+                media_type,
+                body: None,
+                freshness,
+            });
         }
         let answer = self.manifest_by_digest(route, &record.digest, want).await?;
         // A body that had to be fetched is a miss, however well the tag was known.

@@ -75,7 +75,11 @@ pub struct Freshness {
 
 impl Freshness {
     fn of(served: Served) -> Self {
-        Self { served, age: Duration::ZERO, ttl: None }
+        Self {
+            served,
+            age: Duration::ZERO,
+            ttl: None,
+        }
     }
 }
 
@@ -148,7 +152,10 @@ impl Puller {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<FetchedReferrers, Error> {
-        Ok(self.client().referrers(&route.upstream, &route.repository, digest, artifact_type).await?)
+        Ok(self
+            .client()
+            .referrers(&route.upstream, &route.repository, digest, artifact_type)
+            .await?)
     }
 
     fn store(&self) -> &Store {
@@ -171,6 +178,11 @@ impl Puller {
         &self.0.metrics
     }
 
+    /// Resolves when the process begins to stop. Cancel safe.
+    async fn draining(&self) {
+        self.0.tasks.draining().await;
+    }
+
     /// A turn for one fill; waits while too many run.
     async fn fill_turn(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed.
@@ -179,7 +191,10 @@ impl Puller {
 
     /// Fails with what the upstream said moments ago, if it said that there is no such thing.
     fn check_negative(&self, key: &str) -> Result<(), Error> {
-        self.0.negatives.get(key).map_or(Ok(()), |code| Err(Error::Unknown(code)))
+        self.0
+            .negatives
+            .get(key)
+            .map_or(Ok(()), |code| Err(Error::Unknown(code)))
     }
 
     /// Remembers for seconds that there is no such thing.
@@ -196,4 +211,3 @@ impl Puller {
 fn key(route: &Route, thing: impl std::fmt::Display) -> String {
     format!("{}\0{}\0{thing}", route.upstream.name, route.repository)
 }
-

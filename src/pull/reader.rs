@@ -38,7 +38,12 @@ pub struct Reader {
 
 impl Reader {
     pub(super) fn new(source: Source, start: u64, end: Option<u64>, wait_timeout: Duration) -> Self {
-        Self { source, position: start, end, wait_timeout }
+        Self {
+            source,
+            position: start,
+            end,
+            wait_timeout,
+        }
     }
 
     /// Waits until the first byte can be given, so that a failure before it is still an answer of
@@ -66,13 +71,19 @@ impl Reader {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let bytes = match &mut self.source {
             Source::Memory(bytes) => {
-                let end = usize::try_from(self.end.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).min(bytes.len());
+                let end = usize::try_from(self.end.unwrap_or(u64::MAX))
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 let start = usize::try_from(self.position).unwrap_or(usize::MAX).min(end);
                 (start < end).then(|| bytes.slice(start..end))
             }
             Source::Sealed(blob) => {
                 let end = self.end.unwrap_or(blob.size()).min(blob.size());
-                if self.position < end { Some(blob.read(self.position, end - self.position).await?) } else { None }
+                if self.position < end {
+                    Some(blob.read(self.position, end - self.position).await?)
+                } else {
+                    None
+                }
             }
             Source::Flight(follower) => follower.next(self.position, self.end).await?,
         };

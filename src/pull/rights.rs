@@ -20,13 +20,17 @@ impl Puller {
     /// Whether the route's repository may see the digest without asking its upstream again.
     pub(super) async fn is_visible(&self, route: &Route, digest: &Digest) -> bool {
         let metadata = self.store().metadata();
-        metadata.is_visible(route.upstream.name.as_str(), scope(route), digest).await
+        metadata
+            .is_visible(route.upstream.name.as_str(), scope(route), digest)
+            .await
     }
 
     /// Notes that the upstream has answered for the digest in this repository.
     pub(super) fn set_visible(&self, route: &Route, digest: &Digest) {
         let now = self.0.clock.now();
-        self.store().metadata().set_visible(route.upstream.name.as_str(), scope(route), digest, now);
+        self.store()
+            .metadata()
+            .set_visible(route.upstream.name.as_str(), scope(route), digest, now);
     }
 
     /// The scope of the route as one text: flights of the same scope share their proof.
@@ -35,6 +39,11 @@ impl Puller {
             Scope::Repository(_) => key(route, ""),
             Scope::Upstream => format!("{}\0*", route.upstream.name),
         }
+    }
+
+    /// The key under which it is remembered that this repository does not have this blob.
+    pub(super) fn blob_key(route: &Route, digest: &Digest) -> String {
+        Kind::Blob.key(route, digest)
     }
 
     /// Asks the upstream whether this repository has this blob, once for all who wonder. Returns
@@ -49,7 +58,7 @@ impl Puller {
     }
 
     async fn prove(&self, route: &Route, digest: Digest, kind: Kind) -> Result<Option<u64>, Error> {
-        let key = key(route, format_args!("{kind:?} {digest}"));
+        let key = kind.key(route, &digest);
         self.check_negative(&key)?;
         let (puller, route, negative) = (self.clone(), route.clone(), key.clone());
         let (outcome, _) = self.0.proofs.run(key, || async move {
@@ -66,10 +75,16 @@ impl Puller {
     async fn ask(&self, route: &Route, digest: &Digest, kind: Kind) -> Result<Option<u64>, Error> {
         let client = self.client();
         match kind {
-            Kind::Blob => Ok(client.head_blob(&route.upstream, &route.repository, digest).await?.size),
+            Kind::Blob => Ok(client
+                .head_blob(&route.upstream, &route.repository, digest)
+                .await?
+                .size),
             Kind::Manifest => {
                 let reference = Reference::Digest(*digest);
-                Ok(client.head_manifest(&route.upstream, &route.repository, &reference).await?.size)
+                Ok(client
+                    .head_manifest(&route.upstream, &route.repository, &reference)
+                    .await?
+                    .size)
             }
         }
     }
@@ -78,8 +93,11 @@ impl Puller {
     /// layer shared with another repository is a hit, and the pull complete when the upstream is
     /// down. What is not here needs no proof of its own: fetching it is one.
     pub(super) fn prove_children(&self, route: &Route, manifest: &Manifest) {
-        let here: Vec<Descriptor> =
-            manifest.children().filter(|child| self.store().contains(&child.digest)).cloned().collect();
+        let here: Vec<Descriptor> = manifest
+            .children()
+            .filter(|child| self.store().contains(&child.digest))
+            .cloned()
+            .collect();
         if here.is_empty() {
             return;
         }
@@ -91,7 +109,11 @@ impl Puller {
                     if puller.is_visible(route, &child.digest).await {
                         return;
                     }
-                    let kind = if child.is_manifest() { Kind::Manifest } else { Kind::Blob };
+                    let kind = if child.is_manifest() {
+                        Kind::Manifest
+                    } else {
+                        Kind::Blob
+                    };
                     if let Err(error) = puller.prove(route, child.digest, kind).await {
                         tracing::debug!(digest = %child.digest, %error, "not proven; the pull will ask");
                     }
@@ -105,6 +127,12 @@ impl Puller {
 enum Kind {
     Blob,
     Manifest,
+}
+
+impl Kind {
+    fn key(self, route: &Route, digest: &Digest) -> String {
+        key(route, format_args!("{self:?} {digest}"))
+    }
 }
 
 fn scope(route: &Route) -> Scope<'_> {

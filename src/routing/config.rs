@@ -121,7 +121,7 @@ impl Reader {
         let default_url = builtin.map_or_else(|| format!("https://{name}"), |builtin| builtin.url.to_owned());
         Some(Upstream {
             aliases: parse_each(section, "aliases", &aliases),
-            access: read_access(section),
+            access: section.read("access", Access::Edge),
             realms: read_realms(section),
             endpoints: self.endpoints(&default_url, section),
             name,
@@ -228,19 +228,6 @@ fn read_default(routing: &Section<'_>, upstreams: &BTreeMap<UpstreamName, Upstre
         );
     }
     name
-}
-
-fn read_access(section: &Section<'_>) -> Access {
-    match section.read("access", "edge".to_owned()).as_str() {
-        "edge" => Access::Edge,
-        "open" => Access::Open,
-        other => {
-            let expected =
-                "expected \"edge\" (every repository proves what it may see) or \"open\" (all is public)";
-            section.mistake("access", format!("{expected}, found {other:?}"));
-            Access::Edge
-        }
-    }
 }
 
 /// Realms are hosts, reached by TLS; plain HTTP has to be spelled out as a URL.
@@ -399,11 +386,7 @@ mod tests {
         let environment = environment
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let settings = Settings::new(
-            Some((Path::new("edge.toml"), text)),
-            environment,
-            Default::default(),
-        );
+        let settings = Settings::new(Some((Path::new("edge.toml"), text)), environment, BTreeMap::new());
         let config = RoutingConfig::read(&settings.root());
         let mistakes = settings.finish().err().map(|mistakes| mistakes.to_string());
         (config, mistakes.unwrap_or_default())
@@ -545,7 +528,7 @@ mod tests {
             "upstreams.Bad Name: a name is a host",
             "a.example.url: a URL has no path here; to put a path before every repository, use prefix = \"project\"",
             "a.example.acess: unknown key; did you mean",
-            "a.example.access: expected \"edge\"",
+            "a.example.access: expected \"edge\" (every",
             "a.example.aliases: quay.io already means",
             "rewrite[0].match: is no regular expression",
             "a.example.username: needs a `password_file`",

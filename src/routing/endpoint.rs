@@ -9,6 +9,7 @@ use std::sync::Arc;
 use regex::Regex;
 
 use crate::oci::{NameError, Repository};
+use crate::runtime::Setting;
 
 use super::credential::Credential;
 use super::site::{Site, normal_host};
@@ -72,6 +73,25 @@ pub enum Access {
     Edge,
     /// The operator declares that everything of this upstream is public: nothing has to be proven.
     Open,
+}
+
+impl Setting for Access {
+    const EXPECTED: &'static str = "\"edge\" (every repository proves what it may see) or \"open\" (everything of this upstream is public)";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "edge" => Ok(Self::Edge),
+            "open" => Ok(Self::Open),
+            other => Err(format!("found {other:?}")),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        match self {
+            Self::Edge => "edge".to_owned(),
+            Self::Open => "open".to_owned(),
+        }
+    }
 }
 
 /// One registry as clients know it.

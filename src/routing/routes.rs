@@ -203,7 +203,11 @@ mod tests {
     use std::path::Path;
 
     fn routes(text: &str) -> Routes {
-        let settings = Settings::new(Some((Path::new("edge.toml"), text)), [], Default::default());
+        let settings = Settings::new(
+            Some((Path::new("edge.toml"), text)),
+            [],
+            std::collections::BTreeMap::new(),
+        );
         let config = RoutingConfig::read(&settings.root());
         settings.finish().unwrap();
         Routes::new(config)

@@ -12,8 +12,8 @@ mod settings;
 mod tasks;
 
 pub use backoff::Backoff;
-pub use coalesce::Coalesce;
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use coalesce::Coalesce;
 pub use quantity::{Bytes, Percent};
 pub use secret::Secret;
 pub use settings::{Mistake, Mistakes, Origin, Overrides, Section, Setting, Settings};

@@ -27,11 +27,15 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn(future.instrument(tracing::debug_span!("task", name)))
+        self.tracker
+            .spawn(future.instrument(tracing::debug_span!("task", name)))
     }
 
     /// Runs blocking work on tokio's blocking pool, counted like any other task.
-    pub fn spawn_blocking<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> JoinHandle<R> {
+    pub fn spawn_blocking<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> JoinHandle<R> {
         self.tracker.spawn_blocking(work)
     }
 

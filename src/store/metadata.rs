@@ -68,7 +68,11 @@ pub enum Scope<'a> {
     Upstream,
 }
 
-type Write = (TableDefinition<'static, &'static str, &'static [u8]>, String, Option<Vec<u8>>);
+type Write = (
+    TableDefinition<'static, &'static str, &'static [u8]>,
+    String,
+    Option<Vec<u8>>,
+);
 
 /// The metadata of one cache directory.
 #[derive(Debug, Clone)]
@@ -164,7 +168,12 @@ impl Metadata {
     }
 
     /// The last page of a tag list that the upstream gave for these parameters.
-    pub async fn tag_list(&self, upstream: &str, repository: &Repository, page: &str) -> Option<Arc<TagListRecord>> {
+    pub async fn tag_list(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        page: &str,
+    ) -> Option<Arc<TagListRecord>> {
         let key = key(&[upstream, repository.as_str(), page]);
         if let Some(record) = self.lists.get(&key) {
             return Some(record);
@@ -173,7 +182,13 @@ impl Metadata {
     }
 
     /// Keeps a page of a tag list.
-    pub fn set_tag_list(&self, upstream: &str, repository: &Repository, page: &str, record: Arc<TagListRecord>) {
+    pub fn set_tag_list(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        page: &str,
+        record: Arc<TagListRecord>,
+    ) {
         let key = key(&[upstream, repository.as_str(), page]);
         self.write(TAG_LISTS, &key, Some(&*record));
         self.lists.insert(key, record);
@@ -185,7 +200,9 @@ impl Metadata {
         key: String,
     ) -> Option<T> {
         let database = Arc::clone(&self.database);
-        let row = tokio::task::spawn_blocking(move || read_row(&database, table, &key)).await.ok()?;
+        let row = tokio::task::spawn_blocking(move || read_row(&database, table, &key))
+            .await
+            .ok()?;
         row.unwrap_or_else(|error| {
             tracing::warn!(%error, "metadata could not be read; the upstream is asked instead");
             None
@@ -221,7 +238,9 @@ fn visibility_key(upstream: &str, scope: Scope<'_>, digest: &Digest) -> String {
 
 fn open_database(path: &Path) -> Result<Database, redb::Error> {
     let file = private_file().read(true).truncate(false).open(path)?;
-    let database = Database::builder().set_cache_size(PAGE_CACHE).create_with_backend(FileBackend::new(file)?)?;
+    let database = Database::builder()
+        .set_cache_size(PAGE_CACHE)
+        .create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
     for table in [TAGS, VISIBILITY, TAG_LISTS] {
         transaction.open_table(table)?;

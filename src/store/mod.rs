@@ -59,8 +59,10 @@ use memory::MemoryTier;
 
 /// Open files of hot blobs; an open costs 5 µs and a hop to the blocking pool.
 const OPEN_BLOBS: u64 = 512;
+/// How long a stop waits for blobs to be synced; the rest is verified after a power loss.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// An idle handle keeps the space of a removed file: let go of it soon.
-const OPEN_IDLE: Duration = Duration::from_secs(60);
+const OPEN_IDLE: Duration = Duration::from_mins(1);
 
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -103,15 +105,24 @@ pub enum Error {
 
 impl Error {
     fn directory(path: &Path, source: io::Error) -> Self {
-        Self::Disk { path: path.to_owned(), source }
+        Self::Disk {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     fn file(path: &Path, source: io::Error) -> Self {
-        Self::Disk { path: path.to_owned(), source }
+        Self::Disk {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     fn metadata(path: &Path, source: redb::Error) -> Self {
-        Self::Metadata { path: path.to_owned(), source: Box::new(source) }
+        Self::Metadata {
+            path: path.to_owned(),
+            source: Box::new(source),
+        }
     }
 }
 
@@ -137,7 +148,12 @@ impl Metrics {
     pub fn register(metrics: &telemetry::Metrics) -> Self {
         use telemetry::{counter, counters, gauge};
         Self {
-            lookups: counters(metrics, "store_lookups_total", "Lookups by the tier that answered.", &["tier"]),
+            lookups: counters(
+                metrics,
+                "store_lookups_total",
+                "Lookups by the tier that answered.",
+                &["tier"],
+            ),
             blobs: gauge(metrics, "store_blobs", "Sealed blobs on disk."),
             bytes: gauge(metrics, "store_bytes", "Bytes of the sealed blobs on disk."),
             memory_bytes: gauge(metrics, "store_memory_bytes", "Bytes held by the memory tier."),
@@ -146,7 +162,11 @@ impl Metrics {
                 "store_metadata_dropped_total",
                 "Metadata rows that were not persisted because the write queue was full.",
             ),
-            corrupt: counter(metrics, "store_corrupt_total", "Blobs found damaged on disk and put in quarantine."),
+            corrupt: counter(
+                metrics,
+                "store_corrupt_total",
+                "Blobs found damaged on disk and put in quarantine.",
+            ),
         }
     }
 }
@@ -194,6 +214,8 @@ struct Inner {
     pool: BufferPool,
     metadata: Metadata,
     durability: DurabilityQueue,
+    /// The store's own tasks: they outlive the pulls whose rows and blobs they write.
+    background: Tasks,
     // A map under a lock: read for nanoseconds per lookup, written once per sealed blob.
     index: RwLock<HashMap<Digest, u64>>,
     suspects: Mutex<HashSet<Digest>>,
@@ -208,7 +230,8 @@ impl Store {
     /// # Errors
     /// When the directory belongs to another process or cannot be used at all. What is damaged
     /// inside it is no error.
-    pub fn open(config: &StoreConfig, clock: Arc<dyn Clock>, tasks: &Tasks, metrics: Metrics) -> Result<Self, Error> {
+    pub fn open(config: &StoreConfig, clock: Arc<dyn Clock>, metrics: Metrics) -> Result<Self, Error> {
+        let background = Tasks::new();
         let metrics = Arc::new(metrics);
         let layout = Layout::create(&config.directory)?;
         let ownership = layout.own()?;
@@ -216,22 +239,26 @@ impl Store {
         let recovered = recover::recover(&layout, &boot_id)?;
         metrics.blobs.set(gauge_value(recovered.blobs.len() as u64));
         metrics.bytes.set(gauge_value(recovered.blobs.values().sum()));
-        let metadata = Metadata::open(&layout, tasks, Arc::clone(&metrics))?;
+        let metadata = Metadata::open(&layout, &background, Arc::clone(&metrics))?;
         let store = Self(Arc::new(Inner {
             boot_id,
             clock,
             memory: MemoryTier::new(config.memory.as_usize(), config.memory_max_object.as_u64()),
             pool: BufferPool::default(),
             metadata,
-            durability: DurabilityQueue::start(tasks),
+            durability: DurabilityQueue::start(&background),
+            background,
             index: RwLock::new(recovered.blobs),
             suspects: Mutex::new(recovered.suspects),
-            open: Cache::builder().max_capacity(OPEN_BLOBS).time_to_idle(OPEN_IDLE).build(),
+            open: Cache::builder()
+                .max_capacity(OPEN_BLOBS)
+                .time_to_idle(OPEN_IDLE)
+                .build(),
             metrics,
             _ownership: ownership,
             layout,
         }));
-        store.verify_suspects(tasks);
+        store.verify_suspects();
         Ok(store)
     }
 
@@ -268,12 +295,21 @@ impl Store {
 
     /// Whether the object is here as a whole. Asks no disk.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.0.index.read().unwrap_or_else(PoisonError::into_inner).contains_key(digest)
+        self.0
+            .index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(digest)
     }
 
     /// The size of an object that is here as a whole. Asks no disk.
     pub fn size_of(&self, digest: &Digest) -> Option<u64> {
-        self.0.index.read().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+        self.0
+            .index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(digest)
+            .copied()
     }
 
     /// Keeps a small object whose digest was compared, in memory and on disk.
@@ -313,7 +349,12 @@ impl Store {
         let store = self.clone();
         tokio::task::spawn_blocking(move || Partial::open(store, digest))
             .await
-            .unwrap_or_else(|error| Err(Error::file(&self.0.layout.partial(&digest), io::Error::other(error))))
+            .unwrap_or_else(|error| {
+                Err(Error::file(
+                    &self.0.layout.partial(&digest),
+                    io::Error::other(error),
+                ))
+            })
     }
 
     /// As [`Store::partial`], but without what an earlier fill has left.
@@ -329,26 +370,55 @@ impl Store {
         self.partial(digest).await
     }
 
-    /// Ends orderly, once every task has: notes that nothing needs to be verified at the next
-    /// start, if that is so. Blocking.
-    pub fn close(&self) {
-        let verified = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        if verified && self.0.durability.is_settled() {
-            recover::leave_clean(&self.0.layout);
+    /// Ends orderly, once nobody uses the store any more: writes what is still queued, and notes
+    /// that nothing needs to be verified at the next start, if that is so.
+    pub async fn close(&self) {
+        let unfinished = self.0.background.drain(CLOSE_TIMEOUT).await;
+        let verified = self
+            .0
+            .suspects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty();
+        if unfinished > 0 || !verified || !self.0.durability.is_settled() {
+            tracing::info!("closed with blobs that are verified after a power loss");
+            return;
+        }
+        let layout = self.0.layout.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || recover::leave_clean(&layout)).await {
+            tracing::debug!(%error, "the clean mark could not be written");
         }
     }
 
     /// Takes a complete and verified partial file as a sealed blob.
     async fn adopt(self, digest: Digest, size: u64, file: Arc<File>) -> Result<Arc<Blob>, Error> {
         let path = self.0.layout.blob(&digest);
-        let blob = Arc::new(Blob::new(digest, size, self.0.clock.now(), file, self.0.pool.clone()));
-        let (from, journal, to) = (self.0.layout.partial(&digest), self.0.layout.journal(&digest), path.clone());
+        let blob = Arc::new(Blob::new(
+            digest,
+            size,
+            self.0.clock.now(),
+            file,
+            self.0.pool.clone(),
+        ));
+        let (from, journal, to) = (
+            self.0.layout.partial(&digest),
+            self.0.layout.journal(&digest),
+            path.clone(),
+        );
         let renamed = tokio::task::spawn_blocking(move || {
             layout::rename_into(&from, &to)?;
             partial::remove_files(&[journal])
         });
-        renamed.await.map_err(io::Error::other).flatten().map_err(|source| Error::file(&path, source))?;
-        self.0.index.write().unwrap_or_else(PoisonError::into_inner).insert(digest, size);
+        renamed
+            .await
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(|source| Error::file(&path, source))?;
+        self.0
+            .index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(digest, size);
         self.0.metrics.blobs.inc();
         self.0.metrics.bytes.add(gauge_value(size));
         self.0.open.insert(digest, Arc::clone(&blob));
@@ -363,7 +433,9 @@ impl Store {
             return Some(blob);
         }
         let (store, digest) = (self.clone(), *digest);
-        tokio::task::spawn_blocking(move || store.open_blob(digest, size)).await.ok()?
+        tokio::task::spawn_blocking(move || store.open_blob(digest, size))
+            .await
+            .ok()?
     }
 
     /// Opens a sealed blob, hashing it first where a power loss may have taken bytes. Blocking.
@@ -377,17 +449,28 @@ impl Store {
                 return None;
             }
         };
-        let suspect = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
+        let suspect = self
+            .0
+            .suspects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&digest);
         let sound = blob.size() == size && (!suspect || blob.verify().unwrap_or(false));
         if !sound {
             self.0.metrics.corrupt.inc();
-            self.0.layout.put_in_quarantine(&path, "not the bytes that were sealed");
+            self.0
+                .layout
+                .put_in_quarantine(&path, "not the bytes that were sealed");
             self.forget(&digest);
             return None;
         }
         let blob = Arc::new(blob);
         if suspect {
-            self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+            self.0
+                .suspects
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&digest);
             self.0.durability.push(Arc::clone(&blob), path);
         }
         self.0.open.insert(digest, Arc::clone(&blob));
@@ -395,18 +478,27 @@ impl Store {
     }
 
     fn forget(&self, digest: &Digest) {
-        let removed = self.0.index.write().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        let removed = self
+            .0
+            .index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(digest);
         if let Some(size) = removed {
             self.0.metrics.blobs.dec();
             self.0.metrics.bytes.sub(gauge_value(size));
         }
-        self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        self.0
+            .suspects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(digest);
         self.0.open.invalidate(digest);
         self.0.memory.remove(digest);
     }
 
     /// Hashes in the background what may have lost bytes, so that this happens once.
-    fn verify_suspects(&self, tasks: &Tasks) {
+    fn verify_suspects(&self) {
         let suspects: Vec<_> = {
             let suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner);
             suspects.iter().copied().collect()
@@ -414,10 +506,10 @@ impl Store {
         if suspects.is_empty() {
             return;
         }
-        let (store, draining) = (self.clone(), tasks.clone());
-        tasks.spawn("verify", async move {
+        let store = self.clone();
+        self.0.background.spawn("verify", async move {
             for digest in suspects {
-                if draining.is_draining() {
+                if store.0.background.is_draining() {
                     return;
                 }
                 store.blob(&digest).await;
@@ -431,7 +523,10 @@ impl Store {
 
     fn remember(&self, digest: Digest, bytes: Bytes) {
         self.0.memory.insert(digest, bytes);
-        self.0.metrics.memory_bytes.set(gauge_value(self.0.memory.usage() as u64));
+        self.0
+            .metrics
+            .memory_bytes
+            .set(gauge_value(self.0.memory.usage() as u64));
     }
 
     fn layout(&self) -> &Layout {
@@ -463,8 +558,10 @@ fn gauge_value(value: u64) -> i64 {
 /// The id of this boot of the machine; a fresh one where the system has none, so that nothing of
 /// an earlier process is trusted without a look.
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_or_else(|_| format!("{:032x}", fastrand::u128(..)), |id| id.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(
+        |_| format!("{:032x}", fastrand::u128(..)),
+        |id| id.trim().to_owned(),
+    )
 }
 
 #[cfg(test)]

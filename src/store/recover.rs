@@ -65,7 +65,10 @@ pub(super) fn leave_clean(layout: &Layout) {
 fn read_blobs(layout: &Layout, trusted: bool, recovered: &mut Recovered) {
     for entry in entries(&layout.blobs()) {
         let name = entry.file_name();
-        let Some(algorithm) = ALGORITHMS.iter().find(|algorithm| name.to_str() == Some(algorithm.as_str())) else {
+        let Some(algorithm) = ALGORITHMS
+            .iter()
+            .find(|algorithm| name.to_str() == Some(algorithm.as_str()))
+        else {
             layout.put_in_quarantine(&entry.path(), "not a digest algorithm");
             continue;
         };

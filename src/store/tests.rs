@@ -7,45 +7,40 @@ use crate::runtime::{ManualClock, Timestamp};
 
 struct Fixture {
     directory: tempfile::TempDir,
-    tasks: Tasks,
     store: Store,
 }
 
-fn open(directory: &Path) -> Result<(Store, Tasks), Error> {
-    let tasks = Tasks::new();
+fn open(directory: &Path) -> Result<Store, Error> {
     let config = StoreConfig {
         directory: directory.to_owned(),
         memory: crate::runtime::Bytes::mib(1),
         memory_max_object: crate::runtime::Bytes::kib(1),
     };
     let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1)));
-    let store = Store::open(&config, clock, &tasks, Metrics::register(&telemetry::Metrics::new()))?;
-    Ok((store, tasks))
+    Store::open(&config, clock, Metrics::register(&telemetry::Metrics::new()))
 }
 
 fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
-    let (store, tasks) = open(directory.path()).unwrap();
-    Fixture { directory, tasks, store }
+    let store = open(directory.path()).unwrap();
+    Fixture { directory, store }
 }
 
 impl Fixture {
     /// Ends as an orderly stop does, and opens the directory again.
     async fn reopen(self) -> Self {
-        assert_eq!(self.tasks.drain(Duration::from_secs(10)).await, 0);
-        self.store.close();
+        self.store.close().await;
         self.reopen_after_kill()
     }
 
     /// Opens the directory again as after a `kill -9`: nothing was said to the store.
     fn reopen_after_kill(self) -> Self {
-        let Self { directory, tasks, store } = self;
+        let Self { directory, store } = self;
         drop(store);
-        drop(tasks);
         // Background tasks hold clones until the runtime drops them; the lock file goes with them.
         fs::remove_file(directory.path().join("LOCK")).unwrap();
-        let (store, tasks) = open(directory.path()).unwrap();
-        Self { directory, tasks, store }
+        let store = open(directory.path()).unwrap();
+        Self { directory, store }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -85,7 +80,11 @@ async fn a_sealed_blob_is_there_after_a_restart_and_its_file_is_private() {
     let fixture = fixture.reopen().await;
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&fixture.path(&digest)), 0o400, "durable after an orderly stop");
+    assert_eq!(
+        mode(&fixture.path(&digest)),
+        0o400,
+        "durable after an orderly stop"
+    );
     assert_eq!(mode(&fixture.store.layout().blobs()), 0o700);
     assert_eq!(mode(&fixture.directory.path().join("metadata.redb")), 0o600);
 }
@@ -95,10 +94,17 @@ async fn wrong_bytes_are_never_sealed_and_leave_nothing_behind() {
     let fixture = fixture();
     let (bytes, _) = sample(5000);
     let (_, other) = sample(4999);
-    let error = fill(&fixture.store, other, &bytes).await.seal().await.unwrap_err();
+    let error = fill(&fixture.store, other, &bytes)
+        .await
+        .seal()
+        .await
+        .unwrap_err();
     assert!(matches!(error, SealError::Mismatch(_)), "{error}");
     assert!(content(&fixture.store, &other).await.is_none());
-    assert_eq!(fs::read_dir(fixture.store.layout().partials()).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(fixture.store.layout().partials()).unwrap().count(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -139,9 +145,13 @@ async fn a_fill_of_an_earlier_boot_hashes_what_the_file_holds() {
 async fn what_a_power_loss_took_is_found_before_it_is_served() {
     let fixture = fixture();
     let ((good, good_digest), (bad, bad_digest)) = (sample(5000), sample(6000));
-    fill(&fixture.store, good_digest, &good).await.seal().await.unwrap();
+    fill(&fixture.store, good_digest, &good)
+        .await
+        .seal()
+        .await
+        .unwrap();
     fill(&fixture.store, bad_digest, &bad).await.seal().await.unwrap();
-    assert_eq!(fixture.tasks.drain(Duration::from_secs(10)).await, 0);
+    fixture.store.close().await;
     for digest in [&good_digest, &bad_digest] {
         fs::set_permissions(fixture.path(digest), fs::Permissions::from_mode(0o600)).unwrap();
     }
@@ -176,11 +186,11 @@ async fn damaged_metadata_is_set_aside_and_the_blobs_stay() {
     let fixture = fixture();
     let (bytes, digest) = sample(5000);
     fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
-    assert_eq!(fixture.tasks.drain(Duration::from_secs(10)).await, 0);
-    let Fixture { directory, tasks, store } = fixture;
-    drop((store, tasks));
+    fixture.store.close().await;
+    let Fixture { directory, store } = fixture;
+    drop(store);
     fs::write(directory.path().join("metadata.redb"), "not a database").unwrap();
-    let (store, _tasks) = open(directory.path()).unwrap();
+    let store = open(directory.path()).unwrap();
     assert_eq!(content(&store, &digest).await.unwrap(), bytes);
 }
 
@@ -190,18 +200,43 @@ async fn tags_and_visibility_survive_a_restart_and_stay_apart() {
     let (_, digest) = sample(1);
     let (team, other): (Repository, Repository) = ("team/app".parse().unwrap(), "other/app".parse().unwrap());
     let tag: Tag = "v1".parse().unwrap();
-    let record = TagRecord { digest, size: Some(1), media_type: None, checked_at: Timestamp::from_millis(5) };
+    let record = TagRecord {
+        digest,
+        size: Some(1),
+        media_type: None,
+        checked_at: Timestamp::from_millis(5),
+    };
     let metadata = fixture.store.metadata();
     metadata.set_tag("docker.io", &team, &tag, record.clone());
-    metadata.set_visible("docker.io", Scope::Repository(&team), &digest, Timestamp::from_millis(5));
+    metadata.set_visible(
+        "docker.io",
+        Scope::Repository(&team),
+        &digest,
+        Timestamp::from_millis(5),
+    );
     let fixture = fixture.reopen().await;
     let metadata = fixture.store.metadata();
-    assert_eq!(metadata.tag("docker.io", &team, &tag).await.as_deref(), Some(&record));
+    assert_eq!(
+        metadata.tag("docker.io", &team, &tag).await.as_deref(),
+        Some(&record)
+    );
     assert_eq!(metadata.tag("quay.io", &team, &tag).await, None);
-    assert!(metadata.is_visible("docker.io", Scope::Repository(&team), &digest).await);
-    assert!(!metadata.is_visible("docker.io", Scope::Repository(&other), &digest).await);
+    assert!(
+        metadata
+            .is_visible("docker.io", Scope::Repository(&team), &digest)
+            .await
+    );
+    assert!(
+        !metadata
+            .is_visible("docker.io", Scope::Repository(&other), &digest)
+            .await
+    );
     assert!(!metadata.is_visible("docker.io", Scope::Upstream, &digest).await);
-    assert!(!metadata.is_visible("quay.io", Scope::Repository(&team), &digest).await);
+    assert!(
+        !metadata
+            .is_visible("quay.io", Scope::Repository(&team), &digest)
+            .await
+    );
     metadata.remove_tag("docker.io", &team, &tag);
     let fixture = fixture.reopen().await;
     assert_eq!(fixture.store.metadata().tag("docker.io", &team, &tag).await, None);
@@ -211,16 +246,29 @@ async fn tags_and_visibility_survive_a_restart_and_stay_apart() {
 async fn a_directory_has_one_owner() {
     let fixture = fixture();
     let error = open(fixture.directory.path()).unwrap_err().to_string();
-    assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
+    assert!(
+        error.contains(&format!("in use by process {}", std::process::id())),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn small_objects_are_served_from_memory_and_kept_on_disk() {
     let fixture = fixture();
     let (bytes, digest) = sample(500);
-    fixture.store.put(digest.verify(bytes.clone()).unwrap()).await.unwrap();
-    assert!(matches!(fixture.store.get(&digest).await, Some(Content::Memory(_))));
+    fixture
+        .store
+        .put(digest.verify(bytes.clone()).unwrap())
+        .await
+        .unwrap();
+    assert!(matches!(
+        fixture.store.get(&digest).await,
+        Some(Content::Memory(_))
+    ));
     let fixture = fixture.reopen().await;
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
-    assert!(matches!(fixture.store.get(&digest).await, Some(Content::Memory(_))));
+    assert!(matches!(
+        fixture.store.get(&digest).await,
+        Some(Content::Memory(_))
+    ));
 }

@@ -43,7 +43,7 @@ impl Default for FetchConfig {
             attempts: 3,
             backoff: Duration::from_millis(100),
             backoff_cap: Duration::from_secs(5),
-            give_up_after: Duration::from_secs(60),
+            give_up_after: Duration::from_mins(1),
             max_redirects: 5,
             max_downloads_per_endpoint: 128,
             idle_connections: 32,

@@ -32,8 +32,9 @@ use super::config::FetchConfig;
 /// A pooled HTTP client. No request of this crate has a body.
 pub(super) type HttpClient = Client<Connector, Empty<Bytes>>;
 
-/// The most that one read takes from a connection of HTTP/1.1, and so the largest frame of a body. hyper's
-/// buffer begins at 8 KiB and doubles up to this while reads fill it.
+/// The most that one read takes from a connection of HTTP/1.1, and so about the largest frame of a body.
+/// hyper's buffer begins at 8 KiB and doubles up to this while reads fill it, so small answers stay small.
+/// CPU-seconds per GiB received over loopback: 0.75 with 64 KiB, 0.65 with 128, 0.43 with 512, 0.40 with 1024.
 const READ_BUFFER: usize = 512 << 10;
 
 /// HTTP/2 windows: one stream fills a path of 4 MiB bandwidth-delay product (330 Mbit/s at 100 ms), and eight

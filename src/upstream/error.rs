@@ -24,6 +24,8 @@ impl fmt::Display for Place {
 /// What a time-out was waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    /// A place among the downloads that run at once.
+    Queue,
     /// A connection.
     Connect,
     /// The head of a response.
@@ -37,6 +39,7 @@ pub enum Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Queue => "too many downloads from it at once, none ended",
             Self::Connect => "no connection",
             Self::Headers => "no response",
             Self::Body => "too few bytes",

@@ -15,7 +15,7 @@ use super::error::{Error, Stage};
 use super::health::Silence;
 use super::metrics::Kind;
 use super::redirect::{self, RedirectError};
-use super::remote::Remote;
+use super::remote::{Remote, words};
 use super::response::{Answer, retry_after};
 
 /// What an endpoint is asked, in the words of the caller's repository.
@@ -97,9 +97,9 @@ impl Remote {
                     after: *after,
                 };
                 if *stage == Stage::Deadline {
-                    pass.missed_deadline(silence)
+                    pass.missed_deadline(silence);
                 } else {
-                    pass.was_silent(silence)
+                    pass.was_silent(silence);
                 }
             }
             _ => pass.answered(),
@@ -245,7 +245,7 @@ impl Remote {
         body: &[u8],
     ) -> Error {
         let at = self.place().clone();
-        let detail = self.words(status, body);
+        let detail = words(status, body);
         match status {
             StatusCode::NOT_FOUND => Error::NotFound {
                 at,
@@ -282,7 +282,7 @@ impl Remote {
 
     fn denied(&self, status: StatusCode, body: &[u8]) -> Error {
         let (at, has_credential) = (self.place().clone(), self.has_credential());
-        let detail = self.words(status, body);
+        let detail = words(status, body);
         if status == StatusCode::FORBIDDEN {
             Error::Forbidden {
                 at,

@@ -109,16 +109,15 @@ impl Remote {
         &self,
         until: Option<Instant>,
     ) -> Result<OwnedSemaphorePermit, Error> {
+        let began = Instant::now();
+        let limit = began + self.config().give_up_after;
         let acquiring = Arc::clone(&self.downloads).acquire_owned();
-        let limit = Instant::now() + self.config().give_up_after;
-        match timeout_at(until.map_or(limit, |until| until.min(limit)), acquiring).await {
-            Ok(Ok(permit)) => Ok(permit),
-            // The semaphore is never closed, so only the wait can fail.
-            Ok(Err(_)) | Err(_) => {
-                let limit = self.config().max_downloads_per_endpoint;
-                Err(self.unreachable(format!("{limit} downloads from it are running already")))
-            }
-        }
+        let acquired = timeout_at(until.map_or(limit, |until| until.min(limit)), acquiring).await;
+        // The semaphore is never closed, so only the wait can fail.
+        acquired
+            .ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| self.timed_out(Stage::Queue, began.elapsed()))
     }
 
     /// Sends one request to `site`, which must be the site of `url`, and waits for the response's head.
@@ -190,18 +189,6 @@ impl Remote {
         }
     }
 
-    /// The status and what the upstream's error document says, made fit for a message.
-    pub(super) fn words(&self, status: StatusCode, body: &[u8]) -> String {
-        let summary = ErrorDocument::parse(body)
-            .map(|document| document.summary())
-            .unwrap_or_default();
-        if summary.is_empty() {
-            status.to_string()
-        } else {
-            format!("{}, {summary}", status.as_u16())
-        }
-    }
-
     fn transport_error(&self, error: &hyper_util::client::legacy::Error, site: &Site) -> Error {
         let is_late = causes(error)
             .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
@@ -215,6 +202,18 @@ impl Remote {
         } else {
             self.unreachable(format!("{site}, where it sends its callers: {reason}"))
         }
+    }
+}
+
+/// The status and what the upstream's error document says, made fit for a message.
+pub(super) fn words(status: StatusCode, body: &[u8]) -> String {
+    let summary = ErrorDocument::parse(body)
+        .map(|document| document.summary())
+        .unwrap_or_default();
+    if summary.is_empty() {
+        status.to_string()
+    } else {
+        format!("{}, {summary}", status.as_u16())
     }
 }
 

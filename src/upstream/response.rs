@@ -12,7 +12,7 @@ use crate::oci::{ContentRange, Digest, essence};
 use crate::runtime::Timestamp;
 
 /// A time to come back is believed up to this.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 const DIGEST_HEADER: &str = "docker-content-digest";
 
@@ -113,15 +113,14 @@ fn media(content_type: &str) -> String {
 /// `Retry-After` in either form (RFC 9110 §10.2.3), at most an hour.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = jiff::fmt::rfc2822::DateTimeParser::new()
-                .parse_timestamp(text)
-                .ok()?;
-            let date = Timestamp::from_millis(u64::try_from(date.as_millisecond()).ok()?);
-            date.since(now).unwrap_or_default()
-        }
+    let wait = if let Ok(seconds) = text.parse::<u64>() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = jiff::fmt::rfc2822::DateTimeParser::new()
+            .parse_timestamp(text)
+            .ok()?;
+        let date = Timestamp::from_millis(u64::try_from(date.as_millisecond()).ok()?);
+        date.since(now).unwrap_or_default()
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
 }

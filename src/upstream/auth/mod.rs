@@ -23,7 +23,7 @@ use super::remote::Remote;
 
 /// Scopes per endpoint: one per repository that is pulled from it within a day.
 const MAX_TOKENS: u64 = 10_000;
-const FORGET_TOKENS_AFTER: Duration = Duration::from_secs(24 * 3600);
+const FORGET_TOKENS_AFTER: Duration = Duration::from_hours(24);
 
 /// How long a password that can be rotated is used without looking at its file.
 const LOGIN_FRESH_FOR: Duration = Duration::from_secs(30);

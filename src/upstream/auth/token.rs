@@ -10,7 +10,7 @@ use crate::routing::Login;
 use crate::runtime::Timestamp;
 use crate::upstream::body::{self, Pace, ReadError};
 use crate::upstream::error::Error;
-use crate::upstream::remote::Remote;
+use crate::upstream::remote::{self, Remote};
 use crate::upstream::response;
 
 use super::{Token, TokenService, secret_header};
@@ -19,7 +19,7 @@ use super::{Token, TokenService, secret_header};
 const MAX_REPLY: usize = 256 << 10;
 
 /// The specification's default, for services that do not say how long a token lives.
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 
 /// A token is renewed before its end, so that none expires on its way: a tenth of its life, at most this.
 const LONGEST_MARGIN: Duration = Duration::from_secs(30);
@@ -93,7 +93,7 @@ fn refusal(
 ) -> Error {
     let at = remote.place().clone();
     let retry_after = response::retry_after(&head.headers, remote.now());
-    let words = remote.words(head.status, text);
+    let words = remote::words(head.status, text);
     match head.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => Error::Unauthorized {
             at,
@@ -127,7 +127,7 @@ fn unreachable(
 
 fn fresh_until(asked_at: Timestamp, expires_in: Option<u64>) -> Timestamp {
     let lifetime = expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
-    let usable = lifetime - (lifetime / 10).min(LONGEST_MARGIN);
+    let usable = lifetime.saturating_sub((lifetime / 10).min(LONGEST_MARGIN));
     let millis = u64::try_from(usable.as_millis()).unwrap_or(u64::MAX);
     // Counted from the request: `issued_at` is another machine's clock.
     Timestamp::from_millis(asked_at.as_millis().saturating_add(millis))

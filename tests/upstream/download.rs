@@ -1,0 +1,293 @@
+//! Blobs: resumed at the exact byte, and never anything but the blob.
+
+use std::time::Duration;
+
+use clawhub_edge::upstream::FetchConfig;
+use tokio::time::{Instant, timeout};
+
+use super::origin::{Fault, Gate, Origin, synthetic_bytes};
+use super::{Edge, REPOSITORY, quick, rest};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 3 * MIB + 17;
+
+async fn origin() -> (Origin, String) {
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob(REPOSITORY, SIZE, 1);
+    (origin, digest)
+}
+
+fn blob() -> Vec<u8> {
+    synthetic_bytes(SIZE, 1)
+}
+
+type Bend<'a> = &'a dyn Fn(Fault) -> Fault;
+
+/// The first bytes of the ranges that were asked for, in order; a request without one counts as 0.
+fn asked(origin: &Origin, digest: &str) -> Vec<u64> {
+    let first = |range: String| {
+        range
+            .trim_start_matches("bytes=")
+            .trim_end_matches('-')
+            .parse()
+            .unwrap()
+    };
+    let requests = origin
+        .requests()
+        .into_iter()
+        .filter(|request| request.path.contains(digest));
+    requests.map(|request| request.range.map_or(0, first)).collect()
+}
+
+#[tokio::test]
+async fn a_blob_arrives_whole_and_its_size_is_known_at_once() {
+    let (origin, digest) = origin().await;
+    let edge = Edge::of(&[origin.url()]);
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    assert_eq!(download.size(), Some(SIZE));
+    assert!(rest(&mut download).await.unwrap() == blob());
+    assert_eq!(download.next().await.unwrap(), None, "the end stays the end");
+    assert_eq!(edge.counted("upstream_received_bytes_total", "x.example"), SIZE);
+    let request = &origin.requests()[0];
+    assert_eq!(request.header("accept-encoding"), Some("identity"));
+    assert!(request.header("user-agent").unwrap().starts_with("clawhub-edge/"));
+}
+
+#[tokio::test]
+async fn a_broken_transfer_is_resumed_at_the_exact_byte() {
+    type Break = fn(Fault, u64) -> Fault;
+    let breaks: [(&str, Break); 3] = [
+        ("cut", Fault::cut_at),
+        ("reset", Fault::reset_at),
+        ("stall", Fault::stall_at),
+    ];
+    for (name, fault) in breaks {
+        let (origin, digest) = origin().await;
+        origin.fault(fault(Fault::on("GET", &digest).times(1), MIB + 5));
+        origin.fault(fault(Fault::on("GET", &digest).times(1), MIB));
+        let edge = Edge::of(&[origin.url()]);
+        assert!(edge.fetch(&digest, 0).await.unwrap() == blob(), "{name}");
+        assert_eq!(asked(&origin, &digest), [0, MIB + 5, 2 * MIB + 5], "{name}");
+        assert_eq!(edge.counted("upstream_resumes_total", ""), 2, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_download_can_begin_in_the_middle() {
+    let (origin, digest) = origin().await;
+    let edge = Edge::of(&[origin.url()]);
+    let mut download = edge.download(&digest, MIB).await.unwrap();
+    assert_eq!((download.size(), download.offset()), (Some(SIZE), MIB));
+    assert!(rest(&mut download).await.unwrap() == blob()[1 << 20..]);
+    assert_eq!(
+        edge.fetch(&digest, SIZE).await.unwrap(),
+        b"",
+        "nothing is left after the last byte"
+    );
+    assert_eq!(edge.fetch(&digest, SIZE + 1).await.unwrap_err().kind(), "corrupt");
+}
+
+#[tokio::test]
+async fn where_ranges_are_ignored_no_byte_comes_twice() {
+    let (origin, digest) = origin().await;
+    origin.fault(Fault::on("GET", &digest).times(1).cut_at(MIB + 1));
+    origin.fault(Fault::on("GET", &digest).ignore_range());
+    let edge = Edge::of(&[origin.url()]);
+    assert!(edge.fetch(&digest, 0).await.unwrap() == blob());
+    assert!(edge.fetch(&digest, 7).await.unwrap() == blob()[7..]);
+}
+
+#[tokio::test]
+async fn a_blob_of_unknown_length_ends_with_its_last_chunk_and_no_sooner() {
+    let (origin, digest) = origin().await;
+    origin.fault(Fault::on("GET", &digest).times(1).chunked().cut_at(MIB));
+    origin.fault(Fault::on("GET", &digest).chunked());
+    let edge = Edge::of(&[origin.url()]);
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    assert_eq!(download.size(), None);
+    assert!(rest(&mut download).await.unwrap() == blob());
+    assert_eq!(download.size(), Some(SIZE));
+    assert_eq!(asked(&origin, &digest), [0, MIB]);
+}
+
+#[tokio::test]
+async fn a_download_survives_an_origin_that_vanishes_for_a_while() {
+    let (origin, digest) = origin().await;
+    let half = Gate::new();
+    origin.fault(Fault::on("GET", &digest).times(1).gate_at(MIB, &half));
+    let edge = Edge::of(&[origin.url()]);
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    let reading = tokio::spawn(async move { rest(&mut download).await });
+    half.reached().await;
+    origin.vanish().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    origin.come_back().await;
+    assert!(reading.await.unwrap().unwrap() == blob());
+    assert!(
+        origin.bytes_sent(&digest) <= SIZE + MIB / 2,
+        "{}",
+        origin.bytes_sent(&digest)
+    );
+}
+
+#[tokio::test]
+async fn without_any_new_byte_a_download_gives_up_with_the_last_error() {
+    let (origin, digest) = origin().await;
+    origin.fault(Fault::on("GET", &digest).times(1).cut_at(MIB));
+    origin.fault(Fault::on("GET", &digest).respond(503, &[], "overloaded"));
+    let edge = Edge::of(&[origin.url()]);
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    let began = Instant::now();
+    let error = rest(&mut download).await.unwrap_err();
+    assert_eq!(error.kind(), "unreachable", "{error}");
+    assert!(error.to_string().contains("503"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(
+        download.next().await.unwrap_err().kind(),
+        "unreachable",
+        "the error stays"
+    );
+    assert!(origin.count("GET", &digest) < 40, "retries keep their distance");
+}
+
+#[tokio::test]
+async fn a_broken_transfer_goes_on_at_the_next_endpoint() {
+    let ((first, digest), (second, _)) = (origin().await, origin().await);
+    first.fault(Fault::on("GET", &digest).times(1).reset_at(MIB));
+    first.fault(Fault::on("GET", &digest).respond(502, &[], ""));
+    let edge = Edge::of(&[first.url(), second.url()]);
+    assert!(edge.fetch(&digest, 0).await.unwrap() == blob());
+    assert_eq!(asked(&second, &digest), [MIB]);
+}
+
+#[tokio::test]
+async fn what_is_no_blob_is_refused_by_its_head_and_the_next_endpoint_asked() {
+    let other = format!("sha256:{}", "0".repeat(64));
+    let html = |fault: Fault| {
+        fault.respond(
+            200,
+            &[("Content-Type", "text/html")],
+            "<html>please log in</html>",
+        )
+    };
+    let json = |fault: Fault| fault.respond(200, &[("Content-Type", "application/json")], "{\"errors\":[]}");
+    let cases: [(&str, Bend<'_>, &str); 4] = [
+        ("a page", &html, "not_a_registry"),
+        ("an error document", &json, "not_a_registry"),
+        (
+            "another digest",
+            &|fault| fault.wrong_digest_header(&other),
+            "corrupt",
+        ),
+        (
+            "an encoding",
+            &|fault| fault.header("Content-Encoding", "gzip"),
+            "not_a_registry",
+        ),
+    ];
+    for (name, fault, kind) in cases {
+        let ((first, digest), (second, _)) = (origin().await, origin().await);
+        first.fault(fault(Fault::on("*", &digest)));
+        let alone = Edge::of(&[first.url()]);
+        let error = alone.fetch(&digest, 0).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+        assert_eq!(
+            first.count("GET", &digest),
+            1,
+            "{name}: asking again does not help"
+        );
+        let head = alone
+            .client
+            .head_blob(&alone.upstream, &super::repository(), &super::parsed(&digest))
+            .await;
+        assert_eq!(head.unwrap_err().kind(), kind, "{name}");
+        let edge = Edge::of(&[first.url(), second.url()]);
+        assert!(edge.fetch(&digest, 0).await.unwrap() == blob(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_contradicts_what_came_before_is_not_asked_again() {
+    type Lie = fn(Fault) -> Fault;
+    let lies: [(&str, Lie); 4] = [
+        ("a shorter blob", |fault| fault.truncate_to(2 * MIB)),
+        ("a longer blob", |fault| fault.extend_by(9)),
+        ("a longer blob without a length", |fault| {
+            fault.extend_by(9).chunked().ignore_range()
+        }),
+        ("another range", |fault| {
+            fault.header("Content-Range", &format!("bytes 0-{}/{SIZE}", SIZE - 1))
+        }),
+    ];
+    for (name, lie) in lies {
+        let ((first, digest), (second, _)) = (origin().await, origin().await);
+        first.fault(Fault::on("GET", &digest).times(1).reset_at(MIB));
+        first.fault(lie(Fault::on("GET", &digest)));
+        let edge = Edge::of(&[first.url(), second.url()]);
+        assert!(edge.fetch(&digest, 0).await.unwrap() == blob(), "{name}");
+        assert_eq!(first.count("GET", &digest), 2, "{name}");
+
+        first.clear_faults();
+        first.fault(Fault::on("GET", &digest).times(1).reset_at(MIB));
+        first.fault(lie(Fault::on("GET", &digest)));
+        let alone = Edge::of(&[first.url()]);
+        assert_eq!(
+            alone.fetch(&digest, 0).await.unwrap_err().kind(),
+            "corrupt",
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_wait_loses_no_byte() {
+    let (origin, digest) = origin().await;
+    origin.fault(Fault::on("GET", &digest).times(1).throttle(4 * MIB).reset_at(MIB));
+    origin.fault(
+        Fault::on("GET", &digest)
+            .times(1)
+            .delay_headers(Duration::from_millis(100))
+            .throttle(8 * MIB),
+    );
+    let edge = Edge::of(&[origin.url()]);
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    let (mut bytes, mut cancelled) = (Vec::new(), 0);
+    loop {
+        match timeout(Duration::from_micros(300), download.next()).await {
+            Ok(Ok(Some(frame))) => bytes.extend_from_slice(&frame),
+            Ok(Ok(None)) => break,
+            Ok(Err(error)) => panic!("{error}"),
+            Err(_) => cancelled += 1,
+        }
+    }
+    assert!(bytes == blob());
+    assert!(cancelled > 10, "{cancelled}");
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_no_stall() {
+    let (origin, digest) = origin().await;
+    let edge = Edge::of(&[origin.url()]);
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    let first = download.next().await.unwrap().unwrap().len();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(rest(&mut download).await.unwrap().len() + first, blob().len());
+    assert_eq!(origin.count("GET", &digest), 1);
+}
+
+#[tokio::test]
+async fn downloads_from_one_endpoint_wait_for_their_turn() {
+    let (origin, digest) = origin().await;
+    let text = format!("[upstreams.\"x.example\"]\nurl = \"{}\"\n", origin.url());
+    let fetch = FetchConfig {
+        max_downloads_per_endpoint: 1,
+        give_up_after: Duration::from_millis(300),
+        ..quick()
+    };
+    let edge = Edge::configured(&text, fetch);
+    let first = edge.download(&digest, 0).await.unwrap();
+    let error = edge.download(&digest, 0).await.unwrap_err();
+    assert!(error.to_string().contains("too many downloads"), "{error}");
+    drop(first);
+    assert!(edge.download(&digest, 0).await.is_ok());
+}
