@@ -16,7 +16,7 @@ use super::process::setting;
 const BLOCK: usize = 1 << 20;
 
 /// The bare loop's process: serves one client.
-pub fn run() -> ExitCode {
+pub(crate) fn run() -> ExitCode {
     let size: u64 = setting("size").parse().expect("a size");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     println!("{}", listener.local_addr().expect("a bound address"));

@@ -7,14 +7,14 @@ use std::time::Duration;
 use super::process::now;
 
 /// What one pull took.
-pub struct Pulled {
-    pub bytes: u64,
-    pub first_byte: Duration,
-    pub seconds: f64,
+pub(crate) struct Pulled {
+    pub(crate) bytes: u64,
+    pub(crate) first_byte: Duration,
+    pub(crate) seconds: f64,
 }
 
 /// Sends a GET and drains the body. Panics on anything but a complete 200.
-pub fn pull(address: SocketAddr, path: &str) -> Pulled {
+pub(crate) fn pull(address: SocketAddr, path: &str) -> Pulled {
     let started = now();
     let mut stream = TcpStream::connect(address).expect("the server listens");
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
@@ -22,12 +22,20 @@ pub fn pull(address: SocketAddr, path: &str) -> Pulled {
     let (head, mut bytes) = read_head(&mut stream);
     let first_byte = started.elapsed();
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let length: u64 = head
+        .lines()
+        .find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("content-length: ")?
+                .parse()
+                .ok()
+        })
+        .expect("a Content-Length");
     let mut buffer = vec![0; 1 << 20];
-    loop {
-        match stream.read(&mut buffer).expect("the body arrives") {
-            0 => break,
-            read => bytes += read as u64,
-        }
+    while bytes < length {
+        let read = stream.read(&mut buffer).expect("the body arrives");
+        assert!(read > 0, "the body breaks off at {bytes} of {length}");
+        bytes += read as u64;
     }
     Pulled {
         bytes,
@@ -38,7 +46,7 @@ pub fn pull(address: SocketAddr, path: &str) -> Pulled {
 
 /// Reads until the body begins, which has begun with at least one byte; returns the head and how
 /// many bytes of the body came with it.
-pub fn read_head(stream: &mut TcpStream) -> (String, u64) {
+pub(crate) fn read_head(stream: &mut TcpStream) -> (String, u64) {
     let mut received = Vec::new();
     let mut buffer = [0; 16 << 10];
     loop {

@@ -14,13 +14,13 @@ use super::process::{now, pause, setting};
 const BLOCK: usize = 1 << 20;
 
 /// The blob that is pulled: one block of random bytes, repeated.
-pub struct Blob {
-    pub size: u64,
-    pub digest: String,
+pub(crate) struct Blob {
+    pub(crate) size: u64,
+    pub(crate) digest: String,
 }
 
 impl Blob {
-    pub fn synthetic(size: u64) -> Self {
+    pub(crate) fn synthetic(size: u64) -> Self {
         let block = block();
         let mut hasher = Sha256::new();
         let mut left = size;
@@ -37,7 +37,7 @@ impl Blob {
         Self { size, digest }
     }
 
-    pub fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/v2/bench/blob/blobs/sha256:{}", self.digest)
     }
 }
@@ -48,7 +48,7 @@ fn block() -> Vec<u8> {
 }
 
 /// How many bytes of the blob the origin has sent.
-pub fn bytes_sent(address: SocketAddr) -> u64 {
+pub(crate) fn bytes_sent(address: SocketAddr) -> u64 {
     let mut stream = TcpStream::connect(address).expect("the origin listens");
     stream
         .write_all(b"GET /sent HTTP/1.1\r\n\r\n")
@@ -60,7 +60,7 @@ pub fn bytes_sent(address: SocketAddr) -> u64 {
 }
 
 /// The origin's process.
-pub fn run() -> ExitCode {
+pub(crate) fn run() -> ExitCode {
     let size: u64 = setting("size").parse().expect("a size");
     let digest = setting("digest");
     let rate: Option<u64> = setting("rate").parse().ok();

@@ -13,13 +13,13 @@ const PREFIX: &str = "CLAWHUB_BENCH_";
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What a child of the benchmark does.
-pub enum Role {
+pub(crate) enum Role {
     Origin,
     Bare,
 }
 
 /// The role that this process was started in, if it is a child.
-pub fn role() -> Option<Role> {
+pub(crate) fn role() -> Option<Role> {
     match std::env::var(ROLE).ok()?.as_str() {
         "origin" => Some(Role::Origin),
         "bare" => Some(Role::Bare),
@@ -28,12 +28,12 @@ pub fn role() -> Option<Role> {
 }
 
 /// A value that the parent has handed down; empty where it has none.
-pub fn setting(name: &str) -> String {
+pub(crate) fn setting(name: &str) -> String {
     std::env::var(format!("{PREFIX}{}", name.to_uppercase())).unwrap_or_default()
 }
 
 /// A child that serves, killed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     address: SocketAddr,
     /// Lives as long as the child that fills it.
@@ -41,7 +41,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn origin(blob: &Blob, rate: Option<u64>) -> Self {
+    pub(crate) fn origin(blob: &Blob, rate: Option<u64>) -> Self {
         let rate = rate.map_or_else(String::new, |rate| rate.to_string());
         Self::own(
             "origin",
@@ -53,7 +53,7 @@ impl Server {
         )
     }
 
-    pub fn bare(blob: &Blob, origin: SocketAddr) -> Self {
+    pub(crate) fn bare(blob: &Blob, origin: SocketAddr) -> Self {
         let (size, origin) = (blob.size.to_string(), origin.to_string());
         Self::own(
             "bare",
@@ -61,11 +61,11 @@ impl Server {
         )
     }
 
-    pub fn edge(origin: SocketAddr) -> Self {
+    pub(crate) fn edge(origin: SocketAddr) -> Self {
         let cache = tempfile::tempdir().expect("a directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_clawhub-edge"));
         command
-            .args(["--listen", "127.0.0.1:0", "--cache-dir"])
+            .args(["--log-level", "warn", "--listen", "127.0.0.1:0", "--cache-dir"])
             .arg(cache.path())
             .env("CLAWHUB_EDGE_UPSTREAMS_DOCKER_IO_URL", format!("http://{origin}"));
         let mut server = Self::start(command);
@@ -85,11 +85,7 @@ impl Server {
 
     /// Starts the child; its first line ends with its address.
     fn start(mut command: Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the child starts");
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the child starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped"))
             .read_line(&mut line)
@@ -106,11 +102,11 @@ impl Server {
         }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 }
@@ -125,13 +121,13 @@ impl Drop for Server {
 }
 
 /// CPU-seconds spent so far.
-pub struct Usage {
-    pub process: f64,
-    pub machine: f64,
+pub(crate) struct Usage {
+    pub(crate) process: f64,
+    pub(crate) machine: f64,
 }
 
 impl Usage {
-    pub fn of(pid: u32) -> Self {
+    pub(crate) fn of(pid: u32) -> Self {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // utime and stime are fields 14 and 15; the name, field 2, may hold spaces.
         let fields: Vec<&str> = stat
@@ -164,7 +160,7 @@ impl Usage {
         }
     }
 
-    pub fn since(&self, earlier: &Self) -> Self {
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
         Self {
             process: self.process - earlier.process,
             machine: self.machine - earlier.machine,
@@ -173,7 +169,7 @@ impl Usage {
 }
 
 /// Anonymous resident memory in bytes.
-pub fn rss_anon(pid: u32) -> u64 {
+pub(crate) fn rss_anon(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status
         .lines()
@@ -183,11 +179,11 @@ pub fn rss_anon(pid: u32) -> u64 {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures the real clock")]
-pub fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
 #[expect(clippy::disallowed_methods, reason = "plain threads, no runtime to block")]
-pub fn pause(duration: Duration) {
+pub(crate) fn pause(duration: Duration) {
     std::thread::sleep(duration);
 }

@@ -157,7 +157,10 @@ async fn connection(
         () = tasks.draining() => {
             // Finishes the answer under way and closes; an idle connection closes at once.
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = tasks.aborting() => Ok(()),
+            }
         }
     };
     if let Err(error) = ended {

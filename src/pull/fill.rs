@@ -210,6 +210,7 @@ async fn transfer(
                 (draining, watched) = (true, true);
                 deserted.set(flight.deserted(Duration::ZERO));
             }
+            () = puller.aborting() => return Err(Error::Abandoned),
         }
     }
 }

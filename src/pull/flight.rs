@@ -64,7 +64,9 @@ impl Progress {
                 _ => Step::End,
             },
             Phase::Filling(file) => {
-                if end.is_some_and(|end| position >= end) {
+                // An inner range ends where it ends; the end of the blob, also of an empty one, comes
+                // only with the seal.
+                if end.is_some_and(|end| position >= end && self.size.is_none_or(|size| end < size)) {
                     return Step::End;
                 }
                 let arrived = self.arrived.contiguous_end(position);

@@ -183,6 +183,11 @@ impl Puller {
         self.0.tasks.draining().await;
     }
 
+    /// Resolves when the stop waits no longer. Cancel safe.
+    async fn aborting(&self) {
+        self.0.tasks.aborting().await;
+    }
+
     /// A turn for one fill; waits while too many run.
     async fn fill_turn(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed.

@@ -13,7 +13,11 @@ use tracing::Instrument;
 pub struct Tasks {
     tracker: TaskTracker,
     shutdown: CancellationToken,
+    abort: CancellationToken,
 }
+
+/// How long tasks have to put their things in order once a drain has run out of time.
+const ABORT_GRACE: Duration = Duration::from_secs(2);
 
 impl Tasks {
     /// No tasks yet.
@@ -49,13 +53,21 @@ impl Tasks {
         self.shutdown.is_cancelled()
     }
 
-    /// Tells every task to end and waits for them, `deadline` at most.
-    /// Returns how many were still running then.
+    /// Resolves when the drain has run out of time: what cannot end now is lost. Cancel safe.
+    pub async fn aborting(&self) {
+        self.abort.cancelled().await;
+    }
+
+    /// Tells every task to end and waits for them, `deadline` at most; then tells them to drop what
+    /// they do and waits two seconds more. Returns how many were still running then.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.shutdown.cancel();
         self.tracker.close();
-        // Elapsed is not a failure of its own: the number of stragglers says the same.
-        let _ = tokio::time::timeout(deadline, self.tracker.wait()).await;
+        if tokio::time::timeout(deadline, self.tracker.wait()).await.is_err() {
+            self.abort.cancel();
+            // Elapsed is not a failure of its own: the number of stragglers says the same.
+            let _ = tokio::time::timeout(ABORT_GRACE, self.tracker.wait()).await;
+        }
         self.tracker.len()
     }
 }
@@ -69,6 +81,8 @@ mod tests {
         let tasks = Tasks::new();
         let obedient = tasks.clone();
         tasks.spawn("obedient", async move { obedient.draining().await });
+        let late = tasks.clone();
+        tasks.spawn("late", async move { late.aborting().await });
         tasks.spawn("stubborn", std::future::pending::<()>());
         assert_eq!(tasks.drain(Duration::from_secs(1)).await, 1);
     }

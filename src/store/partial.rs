@@ -33,8 +33,10 @@ pub const BLOCK: usize = 1 << 20;
 const QUEUE: usize = BLOCK;
 /// `IOV_MAX` on Linux.
 const MAX_SLICES: usize = 1024;
-/// How much of a fill a `kill -9` may cost.
+/// How much of a fill a `kill -9` may cost: this much time or this many bytes, whichever is less.
+/// A checkpoint takes about 60 µs, which is 1 % of the time that 4 MiB take to hash and write.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+const CHECKPOINT_BYTES: u64 = 4 << 20;
 
 /// The file of a blob in flight, for reading.
 #[derive(Debug, Clone)]
@@ -69,6 +71,7 @@ pub struct Partial {
     queued: usize,
     write: Option<JoinHandle<io::Result<u64>>>,
     last_checkpoint: Instant,
+    bytes_at_checkpoint: u64,
 }
 
 /// Why a complete blob could not be sealed.
@@ -109,6 +112,7 @@ impl Partial {
             queued: 0,
             write: None,
             last_checkpoint: Instant::now(),
+            bytes_at_checkpoint: position,
         })
     }
 
@@ -187,8 +191,10 @@ impl Partial {
         let start = self.position - self.queued as u64;
         self.queued = 0;
         let (file, end) = (Arc::clone(&self.file), self.position);
-        let checkpoint = (self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL).then(|| {
-            self.last_checkpoint = Instant::now();
+        let due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL
+            || end - self.bytes_at_checkpoint >= CHECKPOINT_BYTES;
+        let checkpoint = due.then(|| {
+            (self.last_checkpoint, self.bytes_at_checkpoint) = (Instant::now(), end);
             (self.checkpoint(end), self.store.layout().journal(&self.digest))
         });
         self.write = Some(tokio::task::spawn_blocking(move || {

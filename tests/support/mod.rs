@@ -1,4 +1,6 @@
-//! What the behaviour tests share: an origin that can be told to fail, and a raw HTTP client.
+//! What the behaviour tests share: an origin that can be told to fail, the real edge as a process, and a raw HTTP
+//! client.
 
+pub mod edge;
 pub mod http;
 pub mod origin;

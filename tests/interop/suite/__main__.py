@@ -1,0 +1,74 @@
+"""Command line of the interop suite."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from . import scenarios as _register_all  # noqa: F401
+from .images import open_library
+from .lab import Lab, scenarios
+from .machine import Workspace
+from .report import Report, Stopped
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def main():
+    options = parse_arguments()
+    chosen = {name: run for name, run in scenarios(options.peer).items() if options.filter in name}
+    if options.list:
+        print("\n".join(chosen))
+        return 0
+
+    # SIGTERM unwinds as Ctrl-C does, so that every process is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    binary = None if options.peer else options.edge.resolve() if options.edge else build()
+    report = Report(options.keep_going)
+    workspace = Workspace(options.verbose)
+    succeeded = False
+    try:
+        lab = Lab(workspace, open_library(cache_folder(), workspace), report, binary, options.peer, options.compare)
+        run_all(lab, chosen)
+    except Stopped:
+        pass
+    finally:
+        succeeded = report.close()
+        workspace.close(keep_logs=not succeeded)
+        if not succeeded:
+            print(f"logs: {workspace.logs}", file=sys.stderr)
+    return 0 if succeeded else 1
+
+
+def run_all(lab, chosen):
+    for name, run in chosen.items():
+        with lab.scenario(name):
+            run(lab)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(prog="tests/interop/run", description=__doc__)
+    parser.add_argument("--edge", type=Path, metavar="PATH", help="the binary to test; default: build it for release")
+    parser.add_argument("--peer", choices=["distribution"], help="put another cache in the edge's place")
+    parser.add_argument("--compare", action="store_true", help="also send the crowd to distribution, for its figures")
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only scenarios whose name contains TEXT")
+    parser.add_argument("--list", action="store_true", help="print the scenarios' names and end")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a failed check")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print every client command")
+    return parser.parse_args()
+
+
+def build():
+    subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "clawhub-edge"], cwd=REPOSITORY, check=True)
+    return REPOSITORY / os.environ.get("CARGO_TARGET_DIR", "target") / "release/clawhub-edge"
+
+
+def cache_folder():
+    """Where the made images are kept between runs."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clawhub-edge-interop"
+    return Path(os.environ.get("CLAWHUB_INTEROP_CACHE", fallback))
+
+
+sys.exit(main())

@@ -1,0 +1,388 @@
+//! The real binary as a child process, with a cache directory of its own that outlives restarts.
+//!
+//! ```ignore
+//! let origin = Origin::start().await;
+//! let mut edge = Edge::with(&origin, "[tags]\nttl = \"0\"").await;
+//! let blob = http::get(edge.addr(), &format!("/v2/app/blobs/{digest}"), &[]).await;
+//! edge.kill().await; // SIGKILL
+//! edge.restart().await; // the same cache, another port
+//! ```
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test crate uses another part of it"
+)]
+#![allow(clippy::format_push_string, reason = "a configuration is no hot path")]
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::http;
+use super::origin::Origin;
+
+/// The upstream that [`Edge::start`] and [`Edge::with`] configure, and the default one.
+pub const UPSTREAM: &str = "origin.test";
+
+/// A start takes milliseconds; a machine that tests everything at once gets more.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// Longer than the longest `drain_timeout` of any test.
+const STOP_LIMIT: Duration = Duration::from_secs(40);
+/// What [`until`] waits for comes in milliseconds or never.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What Linux shows CPU times in to every program, whatever the kernel counts in.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// How an edge is set up.
+#[must_use]
+pub struct Builder {
+    routing: String,
+    upstreams: String,
+    toml: String,
+    environment: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// An upstream with one endpoint. Plain `key = value` lines may follow in `keys`.
+    pub fn upstream(mut self, name: &str, url: &str, keys: &str) -> Self {
+        self.upstreams += &format!("[upstreams.\"{name}\"]\nurl = \"{url}\"\n{keys}\n");
+        self
+    }
+
+    /// An upstream with several endpoints, in the order in which they are tried.
+    pub fn endpoints(mut self, name: &str, urls: &[&str]) -> Self {
+        for url in urls {
+            self.upstreams += &format!("[[upstreams.\"{name}\".endpoints]]\nurl = \"{url}\"\n");
+        }
+        self
+    }
+
+    /// The lines of `[routing]`; without, the default upstream is [`UPSTREAM`] and none is built in.
+    pub fn routing(mut self, lines: &str) -> Self {
+        lines.clone_into(&mut self.routing);
+        self
+    }
+
+    /// Further tables of the configuration.
+    pub fn toml(mut self, text: &str) -> Self {
+        self.toml += &format!("{text}\n");
+        self
+    }
+
+    /// A variable of the process, which gets no others of the test's.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Writes the configuration and starts the process.
+    pub async fn start(self) -> Edge {
+        let prepared = self.prepare();
+        let (child, stdout, addr) = prepared.launch().await;
+        Edge {
+            prepared,
+            child,
+            stdout,
+            addr,
+        }
+    }
+
+    /// Writes the configuration only, for commands and for starts that fail.
+    pub fn prepare(self) -> Prepared {
+        let directory = tempfile::tempdir().expect("there is room for temporary files");
+        let config = directory.path().join("edge.toml");
+        let cache = directory.path().join("cache");
+        let text = format!(
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[store]\ndirectory = {cache:?}\n[log]\nlevel = \"trace\"\n\
+             [routing]\n{}\n{}{}",
+            self.routing, self.upstreams, self.toml
+        );
+        fs::write(&config, text).expect("there is room for a configuration");
+        Prepared {
+            directory,
+            config,
+            cache,
+            environment: self.environment,
+        }
+    }
+}
+
+/// A configuration on disk, with the directories of its edge.
+pub struct Prepared {
+    directory: TempDir,
+    config: PathBuf,
+    cache: PathBuf,
+    environment: Vec<(String, String)>,
+}
+
+impl Prepared {
+    /// The binary with this configuration and these further arguments.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = binary(self.directory.path());
+        command.arg("--config").arg(&self.config).args(arguments);
+        for (name, value) in &self.environment {
+            command.env(name, value);
+        }
+        command
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Output {
+        finished(self.command(arguments)).await
+    }
+
+    /// A file of the test's beside the configuration, for passwords and the like.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.path("edge.log")
+    }
+
+    fn log(&self) -> String {
+        fs::read(self.log_path()).map_or_else(
+            |_| String::new(),
+            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    async fn launch(&self) -> (Child, BufReader<ChildStdout>, SocketAddr) {
+        let log = File::options().create(true).append(true).open(self.log_path());
+        let log = log.expect("there is room for a log");
+        let mut command = self.command(&["serve"]);
+        command.stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().expect("cargo has built the binary");
+        let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let mut line = String::new();
+        let read = timeout(START_LIMIT, stdout.read_line(&mut line)).await;
+        let addr = line
+            .trim()
+            .strip_prefix("ClawHub Edge listens on http://")
+            .and_then(|rest| rest.split(',').next()?.parse().ok());
+        let addr = addr.unwrap_or_else(|| panic!("no start: {read:?} {line:?}\n{}", self.log()));
+        (child, stdout, addr)
+    }
+}
+
+/// A running edge. Dropping it kills the process.
+pub struct Edge {
+    prepared: Prepared,
+    child: Child,
+    /// Kept open: a process whose standard output is closed is another test.
+    stdout: BufReader<ChildStdout>,
+    addr: SocketAddr,
+}
+
+impl Edge {
+    /// In front of this origin, with the default settings.
+    pub async fn start(origin: &Origin) -> Self {
+        Self::with(origin, "").await
+    }
+
+    /// In front of this origin, with further tables of the configuration.
+    pub async fn with(origin: &Origin, toml: &str) -> Self {
+        Self::builder()
+            .upstream(UPSTREAM, &origin.url(), "")
+            .toml(toml)
+            .start()
+            .await
+    }
+
+    /// Without any upstream yet.
+    pub fn builder() -> Builder {
+        Builder {
+            routing: format!("builtin = false\ndefault_upstream = \"{UPSTREAM}\""),
+            upstreams: String::new(),
+            toml: String::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Everything that this edge has logged so far, earlier processes included.
+    pub fn log(&self) -> String {
+        self.prepared.log()
+    }
+
+    /// Configuration and directories.
+    pub fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+
+    /// SIGTERM, and waits for the end of the process.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.ended().await
+    }
+
+    /// SIGTERM without waiting.
+    pub fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).expect("the process lives");
+    }
+
+    /// Waits for the end of the process.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let ended = timeout(STOP_LIMIT, self.child.wait()).await;
+        ended
+            .expect("the edge ends within its drain time-out")
+            .expect("a child can be waited for")
+    }
+
+    /// SIGKILL, and waits for the end of the process.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("the process lives");
+        let status = self.ended().await;
+        assert_eq!(status.signal(), Some(9), "the edge had ended before: {status}");
+    }
+
+    /// A new process on the same cache and configuration; the old one is stopped if it still runs. The port changes.
+    pub async fn restart(&mut self) {
+        if self.child.id().is_some() {
+            self.stop().await;
+        }
+        (self.child, self.stdout, self.addr) = self.prepared.launch().await;
+    }
+
+    /// Anonymous memory in bytes: what the process has allocated, without page cache and code.
+    pub fn rss_anon(&self) -> u64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        kib.expect("Linux says RssAnon") << 10
+    }
+
+    /// CPU time of all threads, in user and kernel mode.
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = self.proc("stat");
+        // Behind the name, which may hold anything, the fields are numbered from 3.
+        let fields: Vec<_> = stat
+            .rsplit(')')
+            .next()
+            .expect("a name")
+            .split_whitespace()
+            .collect();
+        let ticks = |field: usize| fields[field - 3].parse::<f64>().expect("a number");
+        (ticks(14) + ticks(15)) / TICKS_PER_SECOND
+    }
+
+    /// The text of `/metrics`.
+    pub async fn metrics(&self) -> String {
+        http::get(self.addr, "/metrics", &[]).await.text()
+    }
+
+    /// The value of one series, as in `clawhub_edge_fills_total{outcome="sealed"}`; 0 while it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics().await;
+        let mut values = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        values
+            .next()
+            .map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// The hexadecimal digests of everything sealed.
+    pub fn blobs(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        collect(&self.prepared.cache.join("blobs"), &mut found);
+        found.iter().filter_map(|path| name(path)).collect()
+    }
+
+    /// Whether the digest is sealed in the cache.
+    pub fn has_blob(&self, digest: &str) -> bool {
+        self.blob_path(digest).exists()
+    }
+
+    /// Where a sealed blob lies.
+    pub fn blob_path(&self, digest: &str) -> PathBuf {
+        let hex = digest
+            .strip_prefix("sha256:")
+            .expect("tests know their algorithm");
+        self.prepared.cache.join("blobs/sha256").join(&hex[..2]).join(hex)
+    }
+
+    /// The files of blobs in flight and parked, as (name, length).
+    pub fn partials(&self) -> Vec<(String, u64)> {
+        let mut found = Vec::new();
+        collect(&self.prepared.cache.join("partial"), &mut found);
+        found
+            .iter()
+            .filter_map(|path| Some((name(path)?, path.metadata().ok()?.len())))
+            .collect()
+    }
+
+    fn proc(&self, file: &str) -> String {
+        let path = format!("/proc/{}/{file}", self.pid().as_raw_nonzero());
+        fs::read_to_string(path).expect("the process lives")
+    }
+
+    fn pid(&self) -> Pid {
+        let id = self.child.id().expect("the process lives");
+        i32::try_from(id)
+            .ok()
+            .and_then(Pid::from_raw)
+            .expect("a process id")
+    }
+}
+
+/// The binary without configuration and with an environment of its own.
+pub fn binary(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clawhub-edge"));
+    command.env_clear().env("HOME", home).env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a command to its end, with what it printed.
+pub async fn finished(mut command: Command) -> Output {
+    let output = timeout(STOP_LIMIT, command.output()).await;
+    output
+        .expect("the command ends")
+        .expect("cargo has built the binary")
+}
+
+/// Asks again and again until the answer is yes, for states that nobody announces.
+///
+/// # Panics
+/// If that never happens.
+pub async fn until<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < limit, "in vain waited until {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+fn name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
+}
