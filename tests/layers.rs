@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 /// The modules of `lib.rs`, in order.
 fn rooms(source: &Path) -> Vec<String> {
     let lib = fs::read_to_string(source.join("lib.rs")).unwrap();
-    let modules = lib
-        .lines()
-        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
     modules.map(str::to_owned).collect()
 }
 
@@ -36,17 +34,10 @@ fn used(text: &str, rooms: &[String]) -> Vec<String> {
                     .map(|name| name.split("::").next().unwrap())
                     .collect()
             }
-            None => vec![
-                rest.split(|c: char| !c.is_alphanumeric() && c != '_')
-                    .next()
-                    .unwrap(),
-            ],
+            None => vec![rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()],
         };
         used.extend(
-            names
-                .into_iter()
-                .filter(|name| rooms.iter().any(|room| room == name))
-                .map(str::to_owned),
+            names.into_iter().filter(|name| rooms.iter().any(|room| room == name)).map(str::to_owned),
         );
     }
     used

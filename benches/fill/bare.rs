@@ -45,8 +45,7 @@ fn receive(origin: &mut TcpStream, file: &File, size: u64, arrived: &(Mutex<u64>
         let read = origin.read(&mut block).expect("the body arrives");
         assert!(read > 0, "the origin sends everything");
         hasher.update(&block[..read]);
-        file.write_all_at(&block[..read], done)
-            .expect("space on the disk");
+        file.write_all_at(&block[..read], done).expect("space on the disk");
         done += read as u64;
         *arrived.0.lock().expect("no panic under the lock") = done;
         arrived.1.notify_one();
@@ -61,15 +60,10 @@ fn send(client: &TcpStream, file: &File, size: u64, arrived: &(Mutex<u64>, Condv
     while offset < size {
         let ready = {
             let guard = arrived.0.lock().expect("no panic under the lock");
-            *arrived
-                .1
-                .wait_while(guard, |arrived| *arrived <= offset)
-                .expect("no panic under the lock")
+            *arrived.1.wait_while(guard, |arrived| *arrived <= offset).expect("no panic under the lock")
         };
         let want = usize::try_from(ready - offset).expect("fits").min(BLOCK);
         rustix::fs::sendfile(client, file, Some(&mut offset), want).expect("the client reads");
     }
-    client
-        .shutdown(Shutdown::Both)
-        .expect("the client is still there");
+    client.shutdown(Shutdown::Both).expect("the client is still there");
 }

@@ -24,12 +24,7 @@ pub(crate) fn pull(address: SocketAddr, path: &str) -> Pulled {
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let length: u64 = head
         .lines()
-        .find_map(|line| {
-            line.to_ascii_lowercase()
-                .strip_prefix("content-length: ")?
-                .parse()
-                .ok()
-        })
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
         .expect("a Content-Length");
     let mut buffer = vec![0; 1 << 20];
     while bytes < length {
@@ -37,11 +32,7 @@ pub(crate) fn pull(address: SocketAddr, path: &str) -> Pulled {
         assert!(read > 0, "the body breaks off at {bytes} of {length}");
         bytes += read as u64;
     }
-    Pulled {
-        bytes,
-        first_byte,
-        seconds: started.elapsed().as_secs_f64(),
-    }
+    Pulled { bytes, first_byte, seconds: started.elapsed().as_secs_f64() }
 }
 
 /// Reads until the body begins, which has begun with at least one byte; returns the head and how
@@ -51,11 +42,7 @@ pub(crate) fn read_head(stream: &mut TcpStream) -> (String, u64) {
     let mut buffer = [0; 16 << 10];
     loop {
         let read = stream.read(&mut buffer).expect("a response");
-        assert!(
-            read > 0,
-            "the server closed before its answer: {}",
-            String::from_utf8_lossy(&received)
-        );
+        assert!(read > 0, "the server closed before its answer: {}", String::from_utf8_lossy(&received));
         received.extend_from_slice(&buffer[..read]);
         if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n")
             && received.len() > end + 4

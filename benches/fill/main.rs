@@ -30,17 +30,9 @@ fn main() -> ExitCode {
         };
     }
     let arguments: Vec<String> = std::env::args().collect();
-    let option = |name: &str| {
-        arguments
-            .iter()
-            .position(|argument| argument == name)
-            .map(|at| at + 1)
-    };
+    let option = |name: &str| arguments.iter().position(|argument| argument == name).map(|at| at + 1);
     let number = |name: &str, default: u64| {
-        option(name)
-            .and_then(|at| arguments.get(at))
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(default)
+        option(name).and_then(|at| arguments.get(at)).and_then(|text| text.parse().ok()).unwrap_or(default)
     };
     let (runs, size) = (number("--runs", 5), number("--size", 600) * 1_000_000);
     let blob = origin::Blob::synthetic(size);
@@ -53,13 +45,7 @@ fn main() -> ExitCode {
         edge.push(measure(&blob, Subject::Edge));
     }
     let crowd: Vec<_> = (0..runs.min(3)).map(|_| measure_crowd(&blob)).collect();
-    let report = Report {
-        size,
-        direct,
-        bare,
-        edge,
-        crowd,
-    };
+    let report = Report { size, direct, bare, edge, crowd };
     if option("--json").is_some() {
         report.print_json()
     } else {
@@ -128,20 +114,10 @@ fn measure_crowd(blob: &origin::Blob) -> Crowd {
         rss_anon = rss_anon.max(process::rss_anon(edge.pid()));
         process::pause(Duration::from_millis(100));
     }
-    let pulled: Vec<_> = pulls
-        .into_iter()
-        .map(|pull| pull.join().expect("a client thread"))
-        .collect();
+    let pulled: Vec<_> = pulls.into_iter().map(|pull| pull.join().expect("a client thread")).collect();
     let longest = pulled.iter().map(|pull| pull.seconds).fold(0.0, f64::max);
-    let first_byte = pulled
-        .iter()
-        .map(|pull| pull.first_byte)
-        .max()
-        .unwrap_or_default();
-    assert!(
-        pulled.iter().all(|pull| pull.bytes == blob.size),
-        "every pull is complete"
-    );
+    let first_byte = pulled.iter().map(|pull| pull.first_byte).max().unwrap_or_default();
+    assert!(pulled.iter().all(|pull| pull.bytes == blob.size), "every pull is complete");
     Crowd {
         origin_bytes: origin::bytes_sent(origin.address()),
         last_over_ideal: longest / ideal,
@@ -168,21 +144,17 @@ fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
 impl Report {
     fn rows(&self) -> Vec<(&'static str, [f64; 3], [f64; 3], [f64; 3], [f64; 3])> {
         let gib = self.size as f64 / GIB;
-        [
-            ("origin alone", &self.direct),
-            ("bare loop", &self.bare),
-            ("clawhub-edge", &self.edge),
-        ]
-        .map(|(name, runs)| {
-            (
-                name,
-                spread(runs.iter().map(|run| run.cpu / gib)),
-                spread(runs.iter().map(|run| run.machine_cpu / gib)),
-                spread(runs.iter().map(|run| run.first_byte.as_secs_f64() * 1e3)),
-                spread(runs.iter().map(|run| run.seconds)),
-            )
-        })
-        .to_vec()
+        [("origin alone", &self.direct), ("bare loop", &self.bare), ("clawhub-edge", &self.edge)]
+            .map(|(name, runs)| {
+                (
+                    name,
+                    spread(runs.iter().map(|run| run.cpu / gib)),
+                    spread(runs.iter().map(|run| run.machine_cpu / gib)),
+                    spread(runs.iter().map(|run| run.first_byte.as_secs_f64() * 1e3)),
+                    spread(runs.iter().map(|run| run.seconds)),
+                )
+            })
+            .to_vec()
     }
 
     fn print(&self) {
@@ -199,23 +171,14 @@ impl Report {
             println!("| {name} | {columns} |");
         }
         let rows = self.rows();
-        println!(
-            "\nedge ÷ bare loop: {:.2} by the server's CPU",
-            rows[2].1[0] / rows[1].1[0]
-        );
+        println!("\nedge ÷ bare loop: {:.2} by the server's CPU", rows[2].1[0] / rows[1].1[0]);
         println!(
             "\n{CLIENTS} clients on the same cold blob, origin limited to {} MB/s:",
             LIMITED_RATE / 1_000_000
         );
         let crowd = |value: fn(&Crowd) -> f64| spread(self.crowd.iter().map(value));
-        println!(
-            "- origin bytes ÷ blob: {:.4}",
-            crowd(|run| run.origin_bytes as f64)[0] / self.size as f64
-        );
-        println!(
-            "- last client ÷ ideal time: {}",
-            shown(crowd(|run| run.last_over_ideal))
-        );
+        println!("- origin bytes ÷ blob: {:.4}", crowd(|run| run.origin_bytes as f64)[0] / self.size as f64);
+        println!("- last client ÷ ideal time: {}", shown(crowd(|run| run.last_over_ideal)));
         println!(
             "- origin MB sent before the last client's first byte: {}",
             shown(crowd(|run| run.origin_bytes_at_last_first_byte as f64 / 1e6))
@@ -240,9 +203,6 @@ impl Report {
                     "origin_bytes_at_last_first_byte": run.origin_bytes_at_last_first_byte, "rss_anon": run.rss_anon })
             })
             .collect();
-        println!(
-            "{}",
-            serde_json::json!({ "size": self.size, "runs": rows, "crowd": crowd })
-        );
+        println!("{}", serde_json::json!({ "size": self.size, "runs": rows, "crowd": crowd }));
     }
 }

@@ -29,11 +29,7 @@ impl Blob {
             hasher.update(&block[..part]);
             left -= part as u64;
         }
-        let digest = hasher
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digest = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Self { size, digest }
     }
 
@@ -50,13 +46,9 @@ fn block() -> Vec<u8> {
 /// How many bytes of the blob the origin has sent.
 pub(crate) fn bytes_sent(address: SocketAddr) -> u64 {
     let mut stream = TcpStream::connect(address).expect("the origin listens");
-    stream
-        .write_all(b"GET /sent HTTP/1.1\r\n\r\n")
-        .expect("the request is sent");
+    stream.write_all(b"GET /sent HTTP/1.1\r\n\r\n").expect("the request is sent");
     let mut lines = BufReader::new(stream).lines();
-    lines
-        .find_map(|line| line.ok()?.strip_prefix("x-sent: ")?.parse().ok())
-        .expect("a count")
+    lines.find_map(|line| line.ok()?.strip_prefix("x-sent: ")?.parse().ok()).expect("a count")
 }
 
 /// The origin's process.
@@ -78,16 +70,10 @@ fn answer(mut stream: TcpStream, size: u64, digest: &str, rate: Option<u64>, blo
     let Ok(reading) = stream.try_clone() else { return };
     let mut lines = BufReader::new(reading).lines();
     while let Some(Ok(request)) = lines.next() {
-        while lines
-            .next()
-            .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
-        {}
+        while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
         if request.contains("/sent") {
             let count = sent.load(Ordering::Relaxed);
-            let _ = write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nx-sent: {count}\r\ncontent-length: 0\r\n\r\n"
-            );
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nx-sent: {count}\r\ncontent-length: 0\r\n\r\n");
             return;
         }
         let head = format!(
@@ -114,9 +100,7 @@ fn send(
         let start = usize::try_from(done % BLOCK as u64).unwrap_or(0);
         // A limited origin sends in pieces of 1 ms, an unlimited one whole blocks.
         let piece = rate.map_or(BLOCK, |rate| usize::try_from(rate / 1000).unwrap_or(BLOCK));
-        let end = BLOCK
-            .min(start + piece)
-            .min(start + usize::try_from(size - done).unwrap_or(BLOCK));
+        let end = BLOCK.min(start + piece).min(start + usize::try_from(size - done).unwrap_or(BLOCK));
         stream.write_all(&block[start..end])?;
         done += (end - start) as u64;
         sent.fetch_add((end - start) as u64, Ordering::Relaxed);

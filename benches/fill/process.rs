@@ -43,22 +43,12 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn origin(blob: &Blob, rate: Option<u64>) -> Self {
         let rate = rate.map_or_else(String::new, |rate| rate.to_string());
-        Self::own(
-            "origin",
-            &[
-                ("SIZE", &blob.size.to_string()),
-                ("DIGEST", &blob.digest),
-                ("RATE", &rate),
-            ],
-        )
+        Self::own("origin", &[("SIZE", &blob.size.to_string()), ("DIGEST", &blob.digest), ("RATE", &rate)])
     }
 
     pub(crate) fn bare(blob: &Blob, origin: SocketAddr) -> Self {
         let (size, origin) = (blob.size.to_string(), origin.to_string());
-        Self::own(
-            "bare",
-            &[("SIZE", &size), ("ORIGIN", &origin), ("PATH", &blob.path())],
-        )
+        Self::own("bare", &[("SIZE", &size), ("ORIGIN", &origin), ("PATH", &blob.path())])
     }
 
     pub(crate) fn edge(origin: SocketAddr) -> Self {
@@ -75,11 +65,7 @@ impl Server {
 
     fn own(role: &str, settings: &[(&str, &str)]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("a path"));
-        command.env(ROLE, role).envs(
-            settings
-                .iter()
-                .map(|(name, value)| (format!("{PREFIX}{name}"), value)),
-        );
+        command.env(ROLE, role).envs(settings.iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
         Self::start(command)
     }
 
@@ -87,19 +73,9 @@ impl Server {
     fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the child starts");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped"))
-            .read_line(&mut line)
-            .expect("a line");
-        let address = line
-            .trim()
-            .rsplit(['/', ' '])
-            .next()
-            .and_then(|text| text.parse().ok());
-        Self {
-            child,
-            address: address.unwrap_or_else(|| panic!("no address in {line:?}")),
-            cache: None,
-        }
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let address = line.trim().rsplit(['/', ' ']).next().and_then(|text| text.parse().ok());
+        Self { child, address: address.unwrap_or_else(|| panic!("no address in {line:?}")), cache: None }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -130,18 +106,8 @@ impl Usage {
     pub(crate) fn of(pid: u32) -> Self {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // utime and stime are fields 14 and 15; the name, field 2, may hold spaces.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |at: usize| {
-            fields
-                .get(at)
-                .and_then(|field| field.parse::<f64>().ok())
-                .unwrap_or(0.0)
-        };
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
         let machine = std::fs::read_to_string("/proc/stat").unwrap_or_default();
         let busy: f64 = machine
             .lines()
@@ -154,27 +120,18 @@ impl Usage {
             .filter(|(at, _)| matches!(at, 0..=2 | 5 | 6))
             .filter_map(|(_, field)| field.parse::<f64>().ok())
             .sum();
-        Self {
-            process: (ticks(11) + ticks(12)) / TICKS_PER_SECOND,
-            machine: busy / TICKS_PER_SECOND,
-        }
+        Self { process: (ticks(11) + ticks(12)) / TICKS_PER_SECOND, machine: busy / TICKS_PER_SECOND }
     }
 
     pub(crate) fn since(&self, earlier: &Self) -> Self {
-        Self {
-            process: self.process - earlier.process,
-            machine: self.machine - earlier.machine,
-        }
+        Self { process: self.process - earlier.process, machine: self.machine - earlier.machine }
     }
 }
 
 /// Anonymous resident memory in bytes.
 pub(crate) fn rss_anon(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
 }
 

@@ -61,12 +61,7 @@ impl App {
         let service = Arc::new(Service::new(routes, puller, &tasks, metrics, front_metrics));
         let addresses = listeners.addresses();
         listeners.serve(&service, &tasks);
-        Ok(Self {
-            addresses,
-            store,
-            tasks,
-            drain_timeout: config.frontend.limits.drain_timeout,
-        })
+        Ok(Self { addresses, store, tasks, drain_timeout: config.frontend.limits.drain_timeout })
     }
 
     /// Where pulls are answered.
@@ -94,10 +89,7 @@ impl App {
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit of open files stays as it was");
     }

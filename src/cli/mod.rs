@@ -54,12 +54,7 @@ enum Command {
 
 impl Arguments {
     fn overrides(&self) -> Overrides {
-        let listen = self
-            .listen
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
+        let listen = self.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let cache_dir = self.cache_dir.as_ref().map(|path| path.display().to_string());
         [
             ("listen", Some(listen).filter(|listen| !listen.is_empty())),
@@ -77,11 +72,7 @@ impl Arguments {
         let environment: BTreeMap<_, _> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Ok(Config::load(
-            self.config.as_deref(),
-            &environment,
-            self.overrides(),
-        )?)
+        Ok(Config::load(self.config.as_deref(), &environment, self.overrides())?)
     }
 }
 
@@ -104,9 +95,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         Some(Command::CheckConfig) => {
             let config = arguments.load()?;
-            let file = config
-                .file
-                .map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+            let file = config.file.map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
             say(&format!("{file}: good"));
             Ok(())
         }
@@ -129,10 +118,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
 }
 
 async fn serve(config: Config) -> Result<()> {
@@ -162,14 +148,9 @@ fn introduce(app: &App, format: LogFormat) {
         return;
     }
     let example = addresses.first().map_or("", String::as_str);
-    say(&format!(
-        "ClawHub Edge listens on http://{}",
-        addresses.join(", http://")
-    ));
+    say(&format!("ClawHub Edge listens on http://{}", addresses.join(", http://")));
     say(&format!("  and caches in {directory}"));
-    say(&format!(
-        "  Try: skopeo inspect --tls-verify=false docker://{example}/docker.io/library/alpine"
-    ));
+    say(&format!("  Try: skopeo inspect --tls-verify=false docker://{example}/docker.io/library/alpine"));
 }
 
 /// Whoever started this process may have closed its output; `println!` would then end an edge that

@@ -92,10 +92,7 @@ impl PullArguments {
             say(&serde_json::to_string(&summary)?);
         } else {
             let (bytes, count) = (indicatif::HumanBytes(summary.bytes), summary.blobs);
-            say(&format!(
-                "{}@{} is cached: {count} blobs, {bytes}",
-                summary.image, summary.digest
-            ));
+            say(&format!("{}@{} is cached: {count} blobs, {bytes}", summary.image, summary.digest));
         }
         Ok(())
     }
@@ -106,9 +103,7 @@ impl PullArguments {
             return Ok(None);
         }
         let platform = self.platform.clone().map_or_else(|| this_platform().parse(), Ok);
-        Ok(Some(platform.context(
-            "this machine's platform has no OCI name; use --platform",
-        )?))
+        Ok(Some(platform.context("this machine's platform has no OCI name; use --platform")?))
     }
 }
 
@@ -173,16 +168,9 @@ impl ImagePuller<'_> {
         while let Some(manifest) = manifests.pop() {
             count += 1;
             let is_index = matches!(manifest, Manifest::Index(_));
-            let children: Vec<_> = manifest
-                .children()
-                .filter(|child| !is_index || chosen(child, wanted))
-                .collect();
-            ensure!(
-                !children.is_empty(),
-                "{} has nothing for {}",
-                self.image,
-                shown(wanted)
-            );
+            let children: Vec<_> =
+                manifest.children().filter(|child| !is_index || chosen(child, wanted)).collect();
+            ensure!(!children.is_empty(), "{} has nothing for {}", self.image, shown(wanted));
             for child in children {
                 if child.is_manifest() {
                     manifests.push(self.manifest(&Reference::Digest(child.digest)).await?.1);
@@ -205,17 +193,10 @@ impl ImagePuller<'_> {
             .context("the edge names no digest")?
             .parse()
             .context("the edge's digest")?;
-        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE)
-            .collect()
-            .await;
-        let body = body
-            .map_err(|error| anyhow::anyhow!("reading the manifest: {error}"))?
-            .to_bytes();
+        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("reading the manifest: {error}"))?.to_bytes();
         let verified = digest.verify(body)?;
-        Ok((
-            digest,
-            Manifest::parse(verified.bytes(), content_type.as_deref())?,
-        ))
+        Ok((digest, Manifest::parse(verified.bytes(), content_type.as_deref())?))
     }
 
     async fn blob(&self, blob: &Descriptor) -> Result<()> {
@@ -254,9 +235,7 @@ impl ImagePuller<'_> {
     }
 
     async fn get(&self, path: &str) -> Result<Response<Incoming>> {
-        let ImageReference {
-            registry, repository, ..
-        } = self.image;
+        let ImageReference { registry, repository, .. } = self.image;
         let uri = format!("http://{}/v2/{repository}/{path}?ns={registry}", self.address);
         let response = self
             .client
@@ -267,9 +246,7 @@ impl ImagePuller<'_> {
             return Ok(response);
         }
         let status = response.status();
-        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE)
-            .collect()
-            .await;
+        let body = http_body_util::Limited::new(response.into_body(), MAX_MANIFEST_SIZE).collect().await;
         let body = body.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
         match ErrorDocument::parse(&body) {
             Some(document) => bail!("{}: {}", self.image, document.summary()),

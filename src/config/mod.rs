@@ -70,10 +70,8 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let file = file.map(Path::to_owned).or_else(|| file_of(environment));
         let text = match &file {
-            Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-                path: path.clone(),
-                source,
-            })?,
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?,
             None => String::new(),
         };
         let source = file.as_deref().map(|path| (path, text.as_str()));
@@ -113,11 +111,7 @@ impl Config {
         if anonymous || exposed.is_empty() || !self.routing.has_credentials() {
             return;
         }
-        let addresses = exposed
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
+        let addresses = exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         auth.mistake(
             "anonymous",
             format!(

@@ -18,11 +18,7 @@ fn no_configuration_at_all_is_a_good_one() {
 
 #[test]
 fn the_example_states_every_option_with_its_default() {
-    let settings = Settings::new(
-        Some((Path::new("clawhub-edge.toml"), EXAMPLE)),
-        [],
-        Overrides::new(),
-    );
+    let settings = Settings::new(Some((Path::new("clawhub-edge.toml"), EXAMPLE)), [], Overrides::new());
     Config::read(&settings.root(), None, PathBuf::from("/cache"));
     let defaults = settings.defaults();
     settings.finish().unwrap();
@@ -46,10 +42,7 @@ fn documented() -> BTreeMap<String, String> {
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_end_matches(']').to_owned();
         } else if let Some((key, value)) = line.split_once(" = ") {
-            let value = value
-                .trim_matches('"')
-                .replace(['[', ']', '"'], "")
-                .replace(", ", ",");
+            let value = value.trim_matches('"').replace(['[', ']', '"'], "").replace(", ", ",");
             options.insert(format!("{section}.{key}"), value);
         }
     }
@@ -73,23 +66,11 @@ fn a_credential_behind_an_open_listener_refuses_to_start_and_says_the_three_ways
 fn the_cache_goes_where_the_environment_says() {
     let directory = |pairs: &[(&str, &str)]| {
         cache_directory(
-            &pairs
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
+            &pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         )
     };
     assert_eq!(directory(&[("HOME", "/h")]), Path::new("/h/.cache/clawhub-edge"));
-    assert_eq!(
-        directory(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]),
-        Path::new("/x/clawhub-edge")
-    );
-    assert_eq!(
-        directory(&[("HOME", "/h"), ("CACHE_DIRECTORY", "/c")]),
-        Path::new("/c")
-    );
-    assert_eq!(
-        directory(&[("XDG_CACHE_HOME", "relative")]),
-        Path::new("/var/cache/clawhub-edge")
-    );
+    assert_eq!(directory(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/clawhub-edge"));
+    assert_eq!(directory(&[("HOME", "/h"), ("CACHE_DIRECTORY", "/c")]), Path::new("/c"));
+    assert_eq!(directory(&[("XDG_CACHE_HOME", "relative")]), Path::new("/var/cache/clawhub-edge"));
 }

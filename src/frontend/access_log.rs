@@ -45,16 +45,7 @@ impl Record {
         metrics: Arc<Metrics>,
     ) -> Self {
         let head_after = request.started.elapsed();
-        Self {
-            request,
-            status,
-            cache_status,
-            promised,
-            sent: 0,
-            head_after,
-            broken: None,
-            metrics,
-        }
+        Self { request, status, cache_status, promised, sent: 0, head_after, broken: None, metrics }
     }
 
     pub(super) fn sent(&mut self, bytes: usize) {
@@ -79,16 +70,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Request {
-            id,
-            peer,
-            method,
-            path,
-            namespace,
-            range,
-            user_agent,
-            started,
-        } = &self.request;
+        let Request { id, peer, method, path, namespace, range, user_agent, started } = &self.request;
         if let Some(error) = &self.broken {
             tracing::warn!(request_id = id, path, %error, sent_bytes = self.sent, "an answer was broken");
         }

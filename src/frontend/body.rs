@@ -30,10 +30,7 @@ impl ResponseBody {
 
     pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self {
-            content: Content::Whole((!bytes.is_empty()).then_some(bytes)),
-            record: None,
-        }
+        Self { content: Content::Whole((!bytes.is_empty()).then_some(bytes)), record: None }
     }
 
     /// Reads as fast as the client takes it. The answer's `Content-Length` is the promise that this
@@ -46,10 +43,7 @@ impl ResponseBody {
                 Err(error) => Some((Err(error), None)),
             }
         });
-        Self {
-            content: Content::Stream(Box::pin(chunks)),
-            record: None,
-        }
+        Self { content: Content::Stream(Box::pin(chunks)), record: None }
     }
 
     pub(super) fn recorded(mut self, record: Record) -> Self {

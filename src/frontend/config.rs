@@ -49,22 +49,13 @@ impl FrontendConfig {
         let tables = root.sections("listen");
         let mut listen: Vec<_> = tables
             .iter()
-            .filter_map(|table| {
-                Some(ListenConfig {
-                    address: table.required("address")?,
-                })
-            })
+            .filter_map(|table| Some(ListenConfig { address: table.required("address")? }))
             .collect();
         if tables.is_empty() {
-            listen.push(ListenConfig {
-                address: DEFAULT_ADDRESS,
-            });
+            listen.push(ListenConfig { address: DEFAULT_ADDRESS });
         }
         if let Some(addresses) = root.list_override::<SocketAddr>("listen") {
-            listen = addresses
-                .into_iter()
-                .map(|address| ListenConfig { address })
-                .collect();
+            listen = addresses.into_iter().map(|address| ListenConfig { address }).collect();
         }
         let limits = root.section("limits");
         let config = Self {
@@ -82,10 +73,7 @@ impl FrontendConfig {
             limits.mistake("max_connections", "must be at least 1");
         }
         if config.limits.max_header_size < Bytes::kib(8) {
-            limits.mistake(
-                "max_header_size",
-                "must be at least 8KiB: clients send long tokens",
-            );
+            limits.mistake("max_header_size", "must be at least 8KiB: clients send long tokens");
         }
         config
     }

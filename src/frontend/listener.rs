@@ -41,24 +41,15 @@ impl Listeners {
     /// # Errors
     /// Names the address that cannot be had.
     pub async fn bind(config: &FrontendConfig) -> Result<Self, BindError> {
-        let pull = if config.metrics_address.is_some() {
-            Facet::Pull
-        } else {
-            Facet::Everything
-        };
+        let pull = if config.metrics_address.is_some() { Facet::Pull } else { Facet::Everything };
         let pulls = config.listen.iter().map(|listen| (listen.address, pull));
         let metrics = config.metrics_address.map(|address| (address, Facet::Metrics));
         let mut sockets = Vec::new();
         for (address, facet) in pulls.chain(metrics) {
-            let socket = TcpListener::bind(address)
-                .await
-                .map_err(|source| BindError { address, source })?;
+            let socket = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
             sockets.push((socket, facet));
         }
-        Ok(Self {
-            sockets,
-            limits: config.limits.clone(),
-        })
+        Ok(Self { sockets, limits: config.limits.clone() })
     }
 
     /// The addresses at which pulls are answered.
@@ -70,9 +61,7 @@ impl Listeners {
     /// Serves until the process drains; connections under way then finish their answer. Every
     /// listener and connection is a task.
     pub fn serve(self, service: &Arc<Service>, tasks: &Tasks) {
-        let seats = Arc::new(Semaphore::new(
-            self.limits.max_connections.min(Semaphore::MAX_PERMITS),
-        ));
+        let seats = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
         for (socket, facet) in self.sockets {
             let accepting = Accepting {
                 socket,

@@ -30,12 +30,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-            retry_after: None,
-        }
+        Self { status, code, message: message.into(), retry_after: None }
     }
 
     fn retry(mut self, after: Duration) -> Self {
@@ -58,11 +53,7 @@ impl Refusal {
     /// A range that lies outside of the blob.
     pub(super) fn unsatisfiable_range(size: u64) -> Self {
         let message = format!("the blob has {size} bytes");
-        Self::new(
-            StatusCode::RANGE_NOT_SATISFIABLE,
-            ErrorCode::RangeInvalid,
-            message,
-        )
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeInvalid, message)
     }
 }
 
@@ -116,11 +107,9 @@ impl From<&pull::Error> for Refusal {
                 "the cache's disk failed",
             ),
             pull::Error::Abandoned => unavailable("the fetch was stopped; ask again"),
-            pull::Error::Internal => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                ErrorCode::Unknown,
-                "an internal error",
-            ),
+            pull::Error::Internal => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "an internal error")
+            }
         }
     }
 }
@@ -135,27 +124,19 @@ impl From<&upstream::Error> for Refusal {
             E::NotFound { code, .. } => {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{name} does not have it"))
             }
-            E::Unauthorized {
-                has_credential: true, ..
+            E::Unauthorized { has_credential: true, .. } | E::Forbidden { has_credential: true, .. } => {
+                bad_gateway(format!("{name} refuses this edge's credential"))
             }
-            | E::Forbidden {
-                has_credential: true, ..
-            } => bad_gateway(format!("{name} refuses this edge's credential")),
             // Registries say the same of what is private and of what does not exist.
-            E::Unauthorized {
-                has_credential: false,
-                ..
+            E::Unauthorized { has_credential: false, .. } | E::Forbidden { has_credential: false, .. } => {
+                Self::new(
+                    StatusCode::FORBIDDEN,
+                    ErrorCode::Denied,
+                    format!(
+                        "{name} does not give this to anonymous callers: it does not exist, or the edge needs a credential"
+                    ),
+                )
             }
-            | E::Forbidden {
-                has_credential: false,
-                ..
-            } => Self::new(
-                StatusCode::FORBIDDEN,
-                ErrorCode::Denied,
-                format!(
-                    "{name} does not give this to anonymous callers: it does not exist, or the edge needs a credential"
-                ),
-            ),
             E::RateLimited { retry_after, .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 ErrorCode::TooManyRequests,
@@ -206,21 +187,13 @@ mod tests {
 
     #[test]
     fn cache_status_says_how_the_answer_came_about() {
-        let freshness = |served, ttl| Freshness {
-            served,
-            age: Duration::ZERO,
-            ttl,
-        };
+        let freshness = |served, ttl| Freshness { served, age: Duration::ZERO, ttl };
         for (served, ttl, expected) in [
             (Served::Hit, Some(12), "clawhub-edge; hit; ttl=12"),
             (Served::Stale, Some(-7), "clawhub-edge; hit; ttl=-7; detail=stale"),
             (Served::Miss, None, "clawhub-edge; fwd=uri-miss; stored"),
             (Served::Collapsed, None, "clawhub-edge; fwd=uri-miss; collapsed"),
-            (
-                Served::Revalidated,
-                None,
-                "clawhub-edge; fwd=stale; fwd-status=200",
-            ),
+            (Served::Revalidated, None, "clawhub-edge; fwd=stale; fwd-status=200"),
         ] {
             assert_eq!(cache_status(&freshness(served, ttl)), expected);
         }
@@ -228,17 +201,10 @@ mod tests {
 
     #[test]
     fn unknown_content_while_a_fetch_fails_is_never_called_absent() {
-        for error in [
-            pull::Error::Abandoned,
-            pull::Error::Internal,
-            pull::Error::Deadline(Duration::ZERO),
-        ] {
+        for error in [pull::Error::Abandoned, pull::Error::Internal, pull::Error::Deadline(Duration::ZERO)] {
             assert!(Refusal::from(&error).status.is_server_error(), "{error}");
         }
         let unknown = Refusal::from(&pull::Error::Unknown(ErrorCode::BlobUnknown));
-        assert_eq!(
-            (unknown.status, unknown.code),
-            (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown)
-        );
+        assert_eq!((unknown.status, unknown.code), (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown));
     }
 }

@@ -74,11 +74,7 @@ impl Metrics {
                 "Time from the head of a request to the head of its answer.",
                 Buckets::Latency,
             ),
-            sent_bytes: counter(
-                metrics,
-                "http_sent_bytes_total",
-                "Bytes of bodies handed to clients.",
-            ),
+            sent_bytes: counter(metrics, "http_sent_bytes_total", "Bytes of bodies handed to clients."),
             connections: gauge(metrics, "http_connections", "Open client connections."),
         }
     }
@@ -104,10 +100,7 @@ impl Answer {
     fn new(status: StatusCode, body: ResponseBody) -> Self {
         let mut response = Response::new(body);
         *response.status_mut() = status;
-        Self {
-            response,
-            cache_status: None,
-        }
+        Self { response, cache_status: None }
     }
 
     fn text(status: StatusCode, content_type: HeaderValue, text: impl Into<Bytes>) -> Self {
@@ -127,8 +120,7 @@ impl Answer {
     }
 
     fn digest(self, digest: &Digest) -> Self {
-        self.header(CONTENT_DIGEST, digest.to_string())
-            .header(header::ETAG, etag(digest))
+        self.header(CONTENT_DIGEST, digest.to_string()).header(header::ETAG, etag(digest))
     }
 
     fn freshness(mut self, freshness: &Freshness) -> Self {
@@ -157,13 +149,7 @@ impl Service {
         exposition: telemetry::Metrics,
         metrics: Metrics,
     ) -> Self {
-        Self {
-            routes,
-            puller,
-            tasks: tasks.clone(),
-            exposition,
-            metrics: Arc::new(metrics),
-        }
+        Self { routes, puller, tasks: tasks.clone(), exposition, metrics: Arc::new(metrics) }
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
@@ -225,10 +211,7 @@ impl Service {
             Target::Catalog { .. } => "catalog",
             Target::Upload { .. } => "write",
         };
-        let answer = self
-            .target_answer(parts, &request)
-            .await
-            .unwrap_or_else(Answer::from);
+        let answer = self.target_answer(parts, &request).await.unwrap_or_else(Answer::from);
         let answer = match &request.ns {
             Some(ns) => answer.header(OCI_NAMESPACE, ns.as_str()),
             None => answer,
@@ -240,32 +223,17 @@ impl Service {
         let ns = request.ns.as_deref();
         match &request.target {
             Target::Base => Ok(Answer::text(StatusCode::OK, JSON, "{}")),
-            Target::Manifest {
-                repository,
-                reference,
-            } => {
-                self.manifest(parts, &self.route(parts, ns, repository)?, reference)
-                    .await
+            Target::Manifest { repository, reference } => {
+                self.manifest(parts, &self.route(parts, ns, repository)?, reference).await
             }
             Target::Blob { repository, digest } => {
-                self.blob(parts, &self.route(parts, ns, repository)?, digest)
-                    .await
+                self.blob(parts, &self.route(parts, ns, repository)?, digest).await
             }
             Target::Tags { repository, page } => {
-                self.tags(&self.route(parts, ns, repository)?, repository, page, ns)
-                    .await
+                self.tags(&self.route(parts, ns, repository)?, repository, page, ns).await
             }
-            Target::Referrers {
-                repository,
-                digest,
-                artifact_type,
-            } => {
-                self.referrers(
-                    &self.route(parts, ns, repository)?,
-                    digest,
-                    artifact_type.as_deref(),
-                )
-                .await
+            Target::Referrers { repository, digest, artifact_type } => {
+                self.referrers(&self.route(parts, ns, repository)?, digest, artifact_type.as_deref()).await
             }
             Target::Catalog { .. } => Err(Refusal::no_catalog()),
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
@@ -273,39 +241,18 @@ impl Service {
     }
 
     fn route(&self, parts: &Parts, ns: Option<&str>, repository: &Repository) -> Result<Route, Refusal> {
-        let host = parts
-            .headers
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok());
-        self.routes
-            .find(ns, host, repository)
-            .map_err(|error| Refusal::from(&error))
+        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        self.routes.find(ns, host, repository).map_err(|error| Refusal::from(&error))
     }
 
     async fn manifest(&self, parts: &Parts, route: &Route, reference: &Reference) -> Result<Answer, Refusal> {
-        let want = if parts.method == Method::HEAD {
-            Want::Head
-        } else {
-            Want::Body
-        };
-        let manifest = self
-            .puller
-            .manifest(route, reference, want)
-            .await
-            .map_err(|error| refuse(&error))?;
+        let want = if parts.method == Method::HEAD { Want::Head } else { Want::Body };
+        let manifest = self.puller.manifest(route, reference, want).await.map_err(|error| refuse(&error))?;
         if matches_etag(parts, &manifest.digest) {
             return Ok(not_modified(&manifest.digest, &manifest.freshness));
         }
-        let ManifestAnswer {
-            digest,
-            size,
-            media_type,
-            body,
-            freshness,
-        } = manifest;
-        let body = body
-            .filter(|_| want == Want::Body)
-            .map_or_else(ResponseBody::empty, ResponseBody::whole);
+        let ManifestAnswer { digest, size, media_type, body, freshness } = manifest;
+        let body = body.filter(|_| want == Want::Body).map_or_else(ResponseBody::empty, ResponseBody::whole);
         Ok(Answer::new(StatusCode::OK, body)
             .header(header::CONTENT_TYPE, media_type)
             .header(header::CONTENT_LENGTH, size)
@@ -315,11 +262,7 @@ impl Service {
 
     async fn blob(&self, parts: &Parts, route: &Route, digest: &Digest) -> Result<Answer, Refusal> {
         if parts.method == Method::HEAD || parts.headers.contains_key(header::IF_NONE_MATCH) {
-            let head = self
-                .puller
-                .head_blob(route, digest)
-                .await
-                .map_err(|error| refuse(&error))?;
+            let head = self.puller.head_blob(route, digest).await.map_err(|error| refuse(&error))?;
             if matches_etag(parts, digest) {
                 return Ok(not_modified(digest, &head.freshness));
             }
@@ -328,11 +271,7 @@ impl Service {
                 return Ok(answer.digest(digest).freshness(&head.freshness));
             }
         }
-        let mut blob = self
-            .puller
-            .blob(route, digest)
-            .await
-            .map_err(|error| refuse(&error))?;
+        let mut blob = self.puller.blob(route, digest).await.map_err(|error| refuse(&error))?;
         let freshness = blob.freshness;
         let answer = match requested_range(parts, digest) {
             None => whole(blob).await?,
@@ -343,10 +282,7 @@ impl Service {
                     // Allowed by RFC 9110, section 14.2: a server may ignore `Range`.
                     Resolved::Several(_) => whole(blob).await?,
                     Resolved::Unsatisfiable => {
-                        let content_range = ContentRange {
-                            range: None,
-                            size: Some(size),
-                        };
+                        let content_range = ContentRange { range: None, size: Some(size) };
                         let refusal = Answer::from(Refusal::unsatisfiable_range(size));
                         return Ok(refusal.header(header::CONTENT_RANGE, content_range.to_string()));
                     }
@@ -363,19 +299,14 @@ impl Service {
         page: &Page,
         ns: Option<&str>,
     ) -> Result<Answer, Refusal> {
-        let list = self
-            .puller
-            .tags(route, page)
-            .await
-            .map_err(|error| refuse(&error))?;
+        let list = self.puller.tags(route, page).await.map_err(|error| refuse(&error))?;
         // The client's own name of the repository: it may carry the upstream's as a prefix.
         let document = serde_json::json!({ "name": repository.as_str(), "tags": list.tags }).to_string();
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
         Ok(match list.next {
-            Some(next) => answer.header(
-                header::LINK,
-                next_page_link(&format!("/v2/{repository}/tags/list"), &next, ns),
-            ),
+            Some(next) => {
+                answer.header(header::LINK, next_page_link(&format!("/v2/{repository}/tags/list"), &next, ns))
+            }
             None => answer,
         })
     }
@@ -386,11 +317,8 @@ impl Service {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Answer, Refusal> {
-        let found = self
-            .puller
-            .referrers(route, digest, artifact_type)
-            .await
-            .map_err(|error| refuse(&error))?;
+        let found =
+            self.puller.referrers(route, digest, artifact_type).await.map_err(|error| refuse(&error))?;
         let answer = Answer::text(StatusCode::OK, OCI_INDEX, found.body);
         Ok(if found.is_filtered {
             answer.header(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"))
@@ -406,19 +334,15 @@ impl Service {
         kind: &'static str,
         answer: Answer,
     ) -> Response<ResponseBody> {
-        let Answer {
-            mut response,
-            cache_status,
-        } = answer;
+        let Answer { mut response, cache_status } = answer;
         let status = response.status();
         let headers = response.headers_mut();
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         if let Ok(id) = HeaderValue::from_str(&log.id) {
             headers.insert(REQUEST_ID, id);
         }
-        if let Some(cache_status) = cache_status
-            .as_deref()
-            .and_then(|status| HeaderValue::from_str(status).ok())
+        if let Some(cache_status) =
+            cache_status.as_deref().and_then(|status| HeaderValue::from_str(status).ok())
         {
             headers.insert(CACHE_STATUS, cache_status);
         }
@@ -426,21 +350,11 @@ impl Service {
             // The body that such a request brings was not read, so nothing can follow it.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let length = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse().ok());
-        let promised = if parts.method == Method::HEAD {
-            0
-        } else {
-            length.unwrap_or(0)
-        };
-        self.metrics
-            .requests
-            .with_label_values(&[kind, status.as_str()])
-            .inc();
-        self.metrics
-            .head_seconds
-            .observe(log.started.elapsed().as_secs_f64());
+        let length =
+            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let promised = if parts.method == Method::HEAD { 0 } else { length.unwrap_or(0) };
+        self.metrics.requests.with_label_values(&[kind, status.as_str()]).inc();
+        self.metrics.head_seconds.observe(log.started.elapsed().as_secs_f64());
         if kind == "operator" {
             // Probes and scrapes would bury the pulls.
             return response;
@@ -481,16 +395,9 @@ async fn whole(blob: BlobAnswer) -> Result<Answer, Refusal> {
 async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, Refusal> {
     let mut reader = blob.range(range).await.map_err(|error| refuse(&error))?;
     reader.ready().await.map_err(|error| refuse(&error))?;
-    let content_range = ContentRange {
-        range: Some(range),
-        size: Some(size),
-    };
-    Ok(blob_answer(
-        StatusCode::PARTIAL_CONTENT,
-        Some(range.len()),
-        ResponseBody::stream(reader),
-    )
-    .header(header::CONTENT_RANGE, content_range.to_string()))
+    let content_range = ContentRange { range: Some(range), size: Some(size) };
+    Ok(blob_answer(StatusCode::PARTIAL_CONTENT, Some(range.len()), ResponseBody::stream(reader))
+        .header(header::CONTENT_RANGE, content_range.to_string()))
 }
 
 /// The range that a client asks for, if it is to be honoured: `If-Range` with another entity than
@@ -498,16 +405,10 @@ async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, R
 fn requested_range(parts: &Parts, digest: &Digest) -> Option<RangeRequest> {
     let range = parts.headers.get(header::RANGE)?.to_str().ok()?;
     let same_entity = match parts.headers.get(header::IF_RANGE) {
-        Some(condition) => condition
-            .to_str()
-            .is_ok_and(|condition| condition == etag(digest)),
+        Some(condition) => condition.to_str().is_ok_and(|condition| condition == etag(digest)),
         None => true,
     };
-    if same_entity {
-        RangeRequest::parse(range)
-    } else {
-        None
-    }
+    if same_entity { RangeRequest::parse(range) } else { None }
 }
 
 fn etag(digest: &Digest) -> String {
@@ -515,9 +416,7 @@ fn etag(digest: &Digest) -> String {
 }
 
 fn not_modified(digest: &Digest, freshness: &Freshness) -> Answer {
-    Answer::new(StatusCode::NOT_MODIFIED, ResponseBody::empty())
-        .digest(digest)
-        .freshness(freshness)
+    Answer::new(StatusCode::NOT_MODIFIED, ResponseBody::empty()).digest(digest).freshness(freshness)
 }
 
 /// Whether `If-None-Match` names this entity. The comparison is the weak one (RFC 9110, 13.1.2);
@@ -535,26 +434,14 @@ fn matches_etag(parts: &Parts, digest: &Digest) -> bool {
 }
 
 fn log_request(parts: &Parts, peer: SocketAddr) -> access_log::Request {
-    let text = |name: HeaderName| {
-        parts
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned)
-    };
+    let text =
+        |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let id = text(REQUEST_ID)
         .filter(|id| id.len() <= MAX_REQUEST_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
         .unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
     let query = |name: &str| {
-        let pairs = parts
-            .uri
-            .query()?
-            .split('&')
-            .filter_map(|pair| pair.split_once('='));
-        pairs
-            .filter(|(key, _)| *key == name)
-            .map(|(_, value)| value.to_owned())
-            .next()
+        let pairs = parts.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).next()
     };
     access_log::Request {
         id,

@@ -54,10 +54,7 @@ pub struct Challenge {
 impl Challenge {
     /// A challenge without parameters.
     pub fn new(scheme: Scheme) -> Self {
-        Self {
-            scheme,
-            params: BTreeMap::new(),
-        }
+        Self { scheme, params: BTreeMap::new() }
     }
 
     /// The challenge with one more parameter, or another value of it. Names are lower-case tokens.
@@ -122,10 +119,7 @@ impl fmt::Display for Challenge {
         const FIRST: [&str; 3] = ["realm", "service", "scope"];
         f.write_str(self.scheme.as_str())?;
         let first = FIRST.iter().filter_map(|name| self.params.get_key_value(*name));
-        let others = self
-            .params
-            .iter()
-            .filter(|(name, _)| !FIRST.contains(&name.as_str()));
+        let others = self.params.iter().filter(|(name, _)| !FIRST.contains(&name.as_str()));
         for (index, (name, value)) in first.chain(others).enumerate() {
             let separator = if index == 0 { " " } else { "," };
             write!(f, "{separator}{name}={}", Quoted(value))?;
@@ -236,19 +230,13 @@ mod tests {
 
     fn parse(header: &str) -> Vec<(String, Vec<(String, String)>)> {
         let flat = |challenge: Challenge| {
-            (
-                challenge.scheme.as_str().to_owned(),
-                challenge.params.into_iter().collect::<Vec<_>>(),
-            )
+            (challenge.scheme.as_str().to_owned(), challenge.params.into_iter().collect::<Vec<_>>())
         };
         Challenge::parse_all(header).into_iter().map(flat).collect()
     }
 
     fn expected(scheme: &str, params: &[(&str, &str)]) -> (String, Vec<(String, String)>) {
-        let params = params
-            .iter()
-            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        let params = params.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         (scheme.to_owned(), params)
     }
 
@@ -269,10 +257,7 @@ mod tests {
             ("", vec![]),
             (" , ,", vec![]),
             ("Basic", vec![expected("Basic", &[])]),
-            (
-                r#"BASIC realm="a b""#,
-                vec![expected("Basic", &[("realm", "a b")])],
-            ),
+            (r#"BASIC realm="a b""#, vec![expected("Basic", &[("realm", "a b")])]),
             (
                 r#"Basic realm="x", Bearer Realm = "y" , service=z"#,
                 vec![
@@ -282,10 +267,7 @@ mod tests {
             ),
             (
                 "Bearer realm=https://h/t?a=b,service=s",
-                vec![expected(
-                    "Bearer",
-                    &[("realm", "https://h/t?a=b"), ("service", "s")],
-                )],
+                vec![expected("Bearer", &[("realm", "https://h/t?a=b"), ("service", "s")])],
             ),
             (
                 r#"Negotiate YII/+x==, NTLM, Basic realm="q\"\\,""#,
@@ -295,22 +277,13 @@ mod tests {
                     expected("Basic", &[("realm", "q\"\\,")]),
                 ],
             ),
-            (
-                r#"Bearer realm="open"#,
-                vec![expected("Bearer", &[("realm", "open")])],
-            ),
-            (
-                r#"Bearer realm="a",realm="b""#,
-                vec![expected("Bearer", &[("realm", "a")])],
-            ),
+            (r#"Bearer realm="open"#, vec![expected("Bearer", &[("realm", "open")])]),
+            (r#"Bearer realm="a",realm="b""#, vec![expected("Bearer", &[("realm", "a")])]),
             (r#"realm="a", Basic"#, vec![expected("Basic", &[])]),
             (r#""x" ==, Basic"#, vec![expected("Basic", &[])]),
             (
                 "Digest, Bearer realm=x,scope=",
-                vec![
-                    expected("Digest", &[]),
-                    expected("Bearer", &[("realm", "x"), ("scope", "")]),
-                ],
+                vec![expected("Digest", &[]), expected("Bearer", &[("realm", "x"), ("scope", "")])],
             ),
         ];
         for (header, challenges) in cases {

@@ -30,18 +30,10 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// Free-form notes of the publisher.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "BTreeMap::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// Where else the content lies. Chosen by the publisher, so never dialled on its word alone.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
 }
 
@@ -116,10 +108,7 @@ impl Platform {
             "arm" => Some("v7"),
             _ => None,
         };
-        self.variant
-            .as_deref()
-            .filter(|variant| !variant.is_empty())
-            .or(default)
+        self.variant.as_deref().filter(|variant| !variant.is_empty()).or(default)
     }
 }
 
@@ -137,15 +126,11 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
-        let error = || PlatformError {
-            text: excerpt(text, 64),
-        };
+        let error = || PlatformError { text: excerpt(text, 64) };
         let parts: Vec<String> = text.split('/').map(str::to_ascii_lowercase).collect();
         let is_word = |part: &String| {
             !part.is_empty()
-                && part
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
         };
         if text.len() > 128 || !parts.iter().all(is_word) {
             return Err(error());
@@ -210,10 +195,7 @@ mod tests {
             r#"{{"mediaType":"a/b","digest":"{digest}","size":2,"platform":{{"architecture":"amd64","os":"windows","os.version":"10.0.1"}},"artifactType":"c/d"}}"#
         );
         let descriptor: Descriptor = serde_json::from_str(&json).unwrap();
-        assert_eq!(
-            descriptor.platform.as_ref().unwrap().os_version.as_deref(),
-            Some("10.0.1")
-        );
+        assert_eq!(descriptor.platform.as_ref().unwrap().os_version.as_deref(), Some("10.0.1"));
         assert_eq!(serde_json::to_string(&descriptor).unwrap(), json);
     }
 
@@ -223,21 +205,15 @@ mod tests {
         let json = format!(
             r#"{{"mediaType":"a/b","digest":"{digest}","size":2,"urls":null,"annotations":null,"platform":null,"data":"e30="}}"#
         );
-        assert_eq!(
-            serde_json::from_str::<Descriptor>(&json).unwrap(),
-            Descriptor::new("a/b", digest, 2)
-        );
+        assert_eq!(serde_json::from_str::<Descriptor>(&json).unwrap(), Descriptor::new("a/b", digest, 2));
     }
 
     #[test]
     fn a_negative_or_repeated_size_is_an_error() {
         let digest = Digest::of(Algorithm::Sha256, b"{}");
-        for sizes in [
-            r#""size":-1"#,
-            r#""size":1,"size":2"#,
-            r#""size":1.5"#,
-            r#""size":18446744073709551616"#,
-        ] {
+        for sizes in
+            [r#""size":-1"#, r#""size":1,"size":2"#, r#""size":1.5"#, r#""size":18446744073709551616"#]
+        {
             let json = format!(r#"{{"mediaType":"a/b","digest":"{digest}",{sizes}}}"#);
             assert!(serde_json::from_str::<Descriptor>(&json).is_err(), "{sizes}");
         }
@@ -262,15 +238,7 @@ mod tests {
 
     #[test]
     fn a_text_that_names_no_platform_is_refused() {
-        for text in [
-            "",
-            "linux",
-            "linux/",
-            "/amd64",
-            "a/b/c/d",
-            "linux/am d64",
-            "linux/*",
-        ] {
+        for text in ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/am d64", "linux/*"] {
             assert!(text.parse::<Platform>().is_err(), "{text:?}");
         }
     }

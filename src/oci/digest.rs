@@ -59,9 +59,7 @@ impl FromStr for Algorithm {
         Self::ALL
             .into_iter()
             .find(|algorithm| algorithm.as_str() == text)
-            .ok_or_else(|| DigestError::UnsupportedAlgorithm {
-                algorithm: excerpt(text, 32),
-            })
+            .ok_or_else(|| DigestError::UnsupportedAlgorithm { algorithm: excerpt(text, 32) })
     }
 }
 
@@ -130,15 +128,9 @@ impl Digest {
     pub fn verify(&self, bytes: Bytes) -> Result<Verified, Mismatch> {
         let actual = Self::of(self.algorithm(), &bytes);
         if actual == *self {
-            Ok(Verified {
-                digest: actual,
-                bytes,
-            })
+            Ok(Verified { digest: actual, bytes })
         } else {
-            Err(Mismatch {
-                expected: *self,
-                actual,
-            })
+            Err(Mismatch { expected: *self, actual })
         }
     }
 }
@@ -231,10 +223,7 @@ impl Verified {
 
 impl fmt::Debug for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verified")
-            .field("digest", &self.digest)
-            .field("length", &self.bytes.len())
-            .finish()
+        f.debug_struct("Verified").field("digest", &self.digest).field("length", &self.bytes.len()).finish()
     }
 }
 
@@ -285,10 +274,7 @@ impl Hasher {
             Algorithm::Sha256 => restore(state).map(State::Sha256),
             Algorithm::Sha512 => restore(state).map(State::Sha512),
         };
-        Ok(Self {
-            state: state.ok_or(broken)?,
-            hashed,
-        })
+        Ok(Self { state: state.ok_or(broken)?, hashed })
     }
 
     /// Adds the next bytes.
@@ -375,9 +361,7 @@ fn counts_to(algorithm: Algorithm, state: &[u8], hashed: u64) -> bool {
     // SHA-256 ends with the length in bits, as 64 of them.
     hashed <= u64::MAX / 8
         && *blocks == expected[..counter]
-        && open
-            .first()
-            .is_some_and(|&length| u64::from(length) == hashed % block)
+        && open.first().is_some_and(|&length| u64::from(length) == hashed % block)
 }
 
 fn restore<H: SerializableState>(state: &[u8]) -> Option<H> {
@@ -385,9 +369,8 @@ fn restore<H: SerializableState>(state: &[u8]) -> Option<H> {
     H::deserialize(&state).ok()
 }
 
-const HEX_DIGITS: [char; 16] = [
-    '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-];
+const HEX_DIGITS: [char; 16] =
+    ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
 
 /// Exactly `N` bytes of lower-case hex; the length is checked by the caller.
 fn decode_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
@@ -423,10 +406,7 @@ mod tests {
         assert_eq!(Digest::of(Algorithm::Sha256, b"").to_string(), EMPTY);
         assert_eq!(format!("{:?}", Digest::of(Algorithm::Sha256, b"")), EMPTY);
         let sha512 = Digest::of(Algorithm::Sha512, b"abc").to_string();
-        assert!(
-            sha512.starts_with("sha512:ddaf35a193617abacc417349ae204131"),
-            "{sha512}"
-        );
+        assert!(sha512.starts_with("sha512:ddaf35a193617abacc417349ae204131"), "{sha512}");
     }
 
     #[test]
@@ -438,14 +418,8 @@ mod tests {
             ("sha256:e3b0", "64 hex digits, this one has 4"),
             ("sha512:e3b0", "128 hex digits"),
             ("sha256:", "this one has 0"),
-            (
-                "sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
-                "lower-case",
-            ),
-            (
-                "sha256:g3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-                "hexadecimal",
-            ),
+            ("sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855", "lower-case"),
+            ("sha256:g3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "hexadecimal"),
         ];
         for (text, part) in cases {
             let message = text.parse::<Digest>().expect_err(text).to_string();

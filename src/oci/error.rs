@@ -118,10 +118,7 @@ impl FromStr for ErrorCode {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self::ALL
-            .into_iter()
-            .find(|code| code.as_str() == text)
-            .unwrap_or(Self::Unknown))
+        Ok(Self::ALL.into_iter().find(|code| code.as_str() == text).unwrap_or(Self::Unknown))
     }
 }
 
@@ -149,13 +146,7 @@ pub struct ErrorEntry {
 impl ErrorDocument {
     /// A document with one error.
     pub fn single(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            errors: vec![ErrorEntry {
-                code,
-                message: message.into(),
-                detail: None,
-            }],
-        }
+        Self { errors: vec![ErrorEntry { code, message: message.into(), detail: None }] }
     }
 
     /// The document with this detail on its last error.
@@ -182,9 +173,7 @@ impl ErrorDocument {
         }
         let document: Value = serde_json::from_slice(body).ok()?;
         if let Some(errors) = document.get("errors").and_then(Value::as_array) {
-            return Some(Self {
-                errors: errors.iter().take(MAX_ENTRIES).map(read_entry).collect(),
-            });
+            return Some(Self { errors: errors.iter().take(MAX_ENTRIES).map(read_entry).collect() });
         }
         // A single error without the list, as gateways in front of registries answer.
         let entry = read_entry(&document);
@@ -193,28 +182,16 @@ impl ErrorDocument {
 
     /// The first code and message, as `CODE: message`, for a log line; empty if there is no error.
     pub fn summary(&self) -> String {
-        self.errors
-            .first()
-            .map(|entry| format!("{}: {}", entry.code, entry.message))
-            .unwrap_or_default()
+        self.errors.first().map(|entry| format!("{}: {}", entry.code, entry.message)).unwrap_or_default()
     }
 }
 
 /// A code and a message from whatever an upstream put there.
 fn read_entry(entry: &Value) -> ErrorEntry {
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
-    let code = text("code").map_or(ErrorCode::Unknown, |code| {
-        code.parse().unwrap_or(ErrorCode::Unknown)
-    });
-    let message = ["message", "details", "error"]
-        .into_iter()
-        .find_map(text)
-        .unwrap_or_default();
-    ErrorEntry {
-        code,
-        message: excerpt(message, MAX_MESSAGE),
-        detail: None,
-    }
+    let code = text("code").map_or(ErrorCode::Unknown, |code| code.parse().unwrap_or(ErrorCode::Unknown));
+    let message = ["message", "details", "error"].into_iter().find_map(text).unwrap_or_default();
+    ErrorEntry { code, message: excerpt(message, MAX_MESSAGE), detail: None }
 }
 
 #[cfg(test)]
@@ -244,16 +221,10 @@ mod tests {
                 r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow\r\ndown"}]}"#,
                 Some("TOOMANYREQUESTS: slow··down"),
             ),
-            (
-                r#"{"errors":[{"status":404,"message":"gone"}]}"#,
-                Some("UNKNOWN: gone"),
-            ),
+            (r#"{"errors":[{"status":404,"message":"gone"}]}"#, Some("UNKNOWN: gone")),
             (r#"{"errors":[{"code":7}]}"#, Some("UNKNOWN: ")),
             (r#"{"errors":[]}"#, Some("")),
-            (
-                r#"{"details":"incorrect username"}"#,
-                Some("UNKNOWN: incorrect username"),
-            ),
+            (r#"{"details":"incorrect username"}"#, Some("UNKNOWN: incorrect username")),
             (r#"{"errors":null}"#, None),
             ("{}", None),
             ("[]", None),
@@ -262,9 +233,7 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(
-                ErrorDocument::parse(body.as_bytes())
-                    .map(|document| document.summary())
-                    .as_deref(),
+                ErrorDocument::parse(body.as_bytes()).map(|document| document.summary()).as_deref(),
                 summary
             );
         }

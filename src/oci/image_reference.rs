@@ -55,21 +55,13 @@ impl FromStr for ImageReference {
             None => (text, None),
         };
         let (name, tag) = split_tag(name);
-        let tag = tag
-            .map(str::parse)
-            .transpose()
-            .map_err(ImageReferenceError::Tag)?;
+        let tag = tag.map(str::parse).transpose().map_err(ImageReferenceError::Tag)?;
         let (registry, repository) = split_registry(name)?;
         let (reference, tag) = match digest {
             Some(digest) => (Reference::Digest(digest), tag),
             None => (Reference::Tag(tag.unwrap_or_else(Tag::latest)), None),
         };
-        Ok(Self {
-            registry,
-            repository,
-            reference,
-            tag,
-        })
+        Ok(Self { registry, repository, reference, tag })
     }
 }
 
@@ -118,23 +110,15 @@ fn split_registry(name: &str) -> Result<(String, Repository), ImageReferenceErro
         _ => (DOCKER_HUB.to_owned(), name),
     };
     if !is_host(&registry) {
-        return Err(ImageReferenceError::Registry {
-            registry: excerpt(&registry, 64),
-        });
+        return Err(ImageReferenceError::Registry { registry: excerpt(&registry, 64) });
     }
     if path == name && path.len() == 64 && path.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')) {
         return Err(ImageReferenceError::ImageId);
     }
-    let registry = if registry == "index.docker.io" {
-        DOCKER_HUB.to_owned()
-    } else {
-        registry
-    };
+    let registry = if registry == "index.docker.io" { DOCKER_HUB.to_owned() } else { registry };
     let repository: Repository = path.parse().map_err(ImageReferenceError::Repository)?;
     if registry == DOCKER_HUB && !path.contains('/') {
-        let official = repository
-            .with_prefix("library")
-            .map_err(ImageReferenceError::Repository)?;
+        let official = repository.with_prefix("library").map_err(ImageReferenceError::Repository)?;
         return Ok((registry, official));
     }
     Ok((registry, repository))
@@ -197,10 +181,7 @@ mod tests {
         let image: ImageReference = format!("nginx:1.27@{DIGEST}").parse().unwrap();
         assert_eq!(image.reference.to_string(), DIGEST);
         assert_eq!(image.tag.as_ref().map(Tag::as_str), Some("1.27"));
-        assert_eq!(
-            image.to_string(),
-            format!("docker.io/library/nginx:1.27@{DIGEST}")
-        );
+        assert_eq!(image.to_string(), format!("docker.io/library/nginx:1.27@{DIGEST}"));
     }
 
     #[test]

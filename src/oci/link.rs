@@ -66,9 +66,7 @@ fn is_next(parameter: &str) -> bool {
     };
     let relations = value.trim().trim_matches('"');
     name.trim().eq_ignore_ascii_case("rel")
-        && relations
-            .split_ascii_whitespace()
-            .any(|relation| relation.eq_ignore_ascii_case("next"))
+        && relations.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"))
 }
 
 #[cfg(test)]
@@ -79,20 +77,11 @@ mod tests {
     #[test]
     fn the_next_page_is_found_however_the_link_is_written() {
         for (header, target) in [
-            (
-                r#"</v2/a/tags/list?n=2&last=b>; rel="next""#,
-                Some("/v2/a/tags/list?n=2&last=b"),
-            ),
+            (r#"</v2/a/tags/list?n=2&last=b>; rel="next""#, Some("/v2/a/tags/list?n=2&last=b")),
             ("<u>;rel=next", Some("u")),
-            (
-                r#"<a>; rel="prev", <b>; title="x, <y>; rel=next"; rel="next""#,
-                Some("b"),
-            ),
+            (r#"<a>; rel="prev", <b>; title="x, <y>; rel=next"; rel="next""#, Some("b")),
             (r#"<a,b>; rel="last next""#, Some("a,b")),
-            (
-                r#"<https://h/v2/_catalog?last=x>; REL="Next""#,
-                Some("https://h/v2/_catalog?last=x"),
-            ),
+            (r#"<https://h/v2/_catalog?last=x>; REL="Next""#, Some("https://h/v2/_catalog?last=x")),
             (r#"<a>; rel="prev""#, None),
             (r#"<a>; rel="nextish""#, None),
             ("<a", None),

@@ -149,9 +149,7 @@ impl Manifest {
         let mut sizes = HashMap::new();
         for child in self.children() {
             if *sizes.entry(child.digest).or_insert(child.size) != child.size {
-                return Err(ManifestError::Malformed {
-                    reason: format!("{} has two sizes", child.digest),
-                });
+                return Err(ManifestError::Malformed { reason: format!("{} has two sizes", child.digest) });
             }
         }
         Ok(())
@@ -161,9 +159,7 @@ impl Manifest {
 impl ImageManifest {
     /// Bytes of configuration and layers together, each counted as often as it is named.
     pub fn total_size(&self) -> u64 {
-        self.layers
-            .iter()
-            .fold(self.config.size, |sum, layer| sum.saturating_add(layer.size))
+        self.layers.iter().fold(self.config.size, |sum, layer| sum.saturating_add(layer.size))
     }
 }
 
@@ -182,8 +178,7 @@ impl ImageIndex {
     /// The index with only the manifests of this artifact type.
     #[must_use]
     pub fn filtered(mut self, artifact_type: &str) -> Self {
-        self.manifests
-            .retain(|manifest| manifest.artifact_type.as_deref() == Some(artifact_type));
+        self.manifests.retain(|manifest| manifest.artifact_type.as_deref() == Some(artifact_type));
         self
     }
 
@@ -261,9 +256,7 @@ impl Document {
             None | Some(2) => {}
             Some(1) => return Err(ManifestError::Schema1),
             Some(other) => {
-                return Err(ManifestError::Malformed {
-                    reason: format!("schemaVersion {other}"),
-                });
+                return Err(ManifestError::Malformed { reason: format!("schemaVersion {other}") });
             }
         }
         match (self.named_type()?, self.shape()?) {
@@ -273,10 +266,9 @@ impl Document {
                     "it has neither an image's config and layers nor an index's manifests".to_owned();
                 Err(ManifestError::Malformed { reason })
             }
-            (Some(named), Some(shape)) if !same_kind(named, shape) => Err(ManifestError::Mislabelled {
-                declared: named.to_owned(),
-                actual: shape.to_owned(),
-            }),
+            (Some(named), Some(shape)) if !same_kind(named, shape) => {
+                Err(ManifestError::Mislabelled { declared: named.to_owned(), actual: shape.to_owned() })
+            }
             (Some(named), _) => Ok(named),
         }
     }
@@ -289,18 +281,13 @@ impl Document {
         match SERVED.into_iter().find(|served| *served == named) {
             Some(served) => Ok(Some(served)),
             None if media_type::is_schema1(named) => Err(ManifestError::Schema1),
-            None => Err(ManifestError::Unsupported {
-                media_type: excerpt(named, 100),
-            }),
+            None => Err(ManifestError::Unsupported { media_type: excerpt(named, 100) }),
         }
     }
 
     /// The OCI type that has such fields; an error if there are those of both.
     fn shape(&self) -> Result<Option<&'static str>, ManifestError> {
-        match (
-            self.config.is_some() || self.layers.is_some(),
-            self.manifests.is_some(),
-        ) {
+        match (self.config.is_some() || self.layers.is_some(), self.manifests.is_some()) {
             (true, true) => {
                 let reason = "it has the fields of an image and of an index".to_owned();
                 Err(ManifestError::Ambiguous { reason })
@@ -318,21 +305,11 @@ impl Document {
         if declared == actual || (!names_itself && same_kind(declared, actual)) {
             return Ok(());
         }
-        Err(ManifestError::Mislabelled {
-            declared: declared.to_owned(),
-            actual: actual.to_owned(),
-        })
+        Err(ManifestError::Mislabelled { declared: declared.to_owned(), actual: actual.to_owned() })
     }
 
     fn into_manifest(self, media_type: &'static str) -> Result<Manifest, ManifestError> {
-        let Self {
-            config,
-            layers,
-            manifests,
-            subject,
-            annotations,
-            ..
-        } = self;
+        let Self { config, layers, manifests, subject, annotations, .. } = self;
         let artifact_type = self.artifact_type.filter(|kind| !kind.is_empty());
         if media_type::is_index(media_type) {
             let manifests = manifests.unwrap_or_default();
@@ -344,18 +321,10 @@ impl Document {
                 annotations,
             }));
         }
-        let config = config.ok_or_else(|| ManifestError::Malformed {
-            reason: "it has no config".to_owned(),
-        })?;
+        let config =
+            config.ok_or_else(|| ManifestError::Malformed { reason: "it has no config".to_owned() })?;
         let layers = layers.unwrap_or_default();
-        Ok(Manifest::Image(ImageManifest {
-            media_type,
-            config,
-            layers,
-            subject,
-            artifact_type,
-            annotations,
-        }))
+        Ok(Manifest::Image(ImageManifest { media_type, config, layers, subject, artifact_type, annotations }))
     }
 }
 
@@ -385,35 +354,14 @@ struct IndexDocument {
 
 impl From<ImageIndex> for IndexDocument {
     fn from(index: ImageIndex) -> Self {
-        let ImageIndex {
-            media_type,
-            manifests,
-            subject,
-            artifact_type,
-            annotations,
-        } = index;
-        Self {
-            schema_version: 2,
-            media_type,
-            manifests,
-            subject,
-            artifact_type,
-            annotations,
-        }
+        let ImageIndex { media_type, manifests, subject, artifact_type, annotations } = index;
+        Self { schema_version: 2, media_type, manifests, subject, artifact_type, annotations }
     }
 }
 
 /// The keys whose meaning must be the same to every reader.
-const FIELDS: [&str; 8] = [
-    "schemaVersion",
-    "mediaType",
-    "config",
-    "layers",
-    "manifests",
-    "subject",
-    "artifactType",
-    "annotations",
-];
+const FIELDS: [&str; 8] =
+    ["schemaVersion", "mediaType", "config", "layers", "manifests", "subject", "artifactType", "annotations"];
 
 /// The names of a JSON object's members, in order, repeated ones included.
 struct Keys(Vec<String>);
@@ -445,9 +393,7 @@ impl<'de> Visitor<'de> for KeysVisitor {
 /// Refuses what is no object, and keys that one reader takes for a field and another does not.
 fn check_keys(body: &[u8]) -> Result<(), ManifestError> {
     let Ok(Keys(keys)) = serde_json::from_slice(body) else {
-        return Err(ManifestError::NotJson {
-            beginning: excerpt_of_bytes(body, 80),
-        });
+        return Err(ManifestError::NotJson { beginning: excerpt_of_bytes(body, 80) });
     };
     for field in FIELDS {
         let mut spellings = keys.iter().filter(|key| folds_to(key, field));
@@ -469,9 +415,7 @@ fn folds_to(key: &str, field: &str) -> bool {
 }
 
 fn malformed(error: &serde_json::Error) -> ManifestError {
-    ManifestError::Malformed {
-        reason: excerpt(&error.to_string(), 160),
-    }
+    ManifestError::Malformed { reason: excerpt(&error.to_string(), 160) }
 }
 
 #[cfg(test)]
@@ -488,10 +432,7 @@ mod tests {
 
     /// An image whose configuration and layer are both the empty blob.
     fn image(fields: &str) -> String {
-        let (config, layer) = (
-            descriptor(media_type::OCI_CONFIG, 0),
-            descriptor(media_type::OCI_LAYER, 0),
-        );
+        let (config, layer) = (descriptor(media_type::OCI_CONFIG, 0), descriptor(media_type::OCI_LAYER, 0));
         format!(r#"{{"schemaVersion":2,{fields}"config":{config},"layers":[{layer}]}}"#)
     }
 
@@ -512,22 +453,16 @@ mod tests {
     fn the_media_type_comes_from_the_body_alone() {
         for media_type in [OCI_MANIFEST, DOCKER_MANIFEST] {
             let body = image(&named(media_type));
-            for header in [
-                None,
-                Some("application/json; charset=utf-8"),
-                Some("text/plain"),
-                Some(media_type),
-            ] {
+            for header in
+                [None, Some("application/json; charset=utf-8"), Some("text/plain"), Some(media_type)]
+            {
                 let manifest = Manifest::parse(body.as_bytes(), header).unwrap();
                 assert_eq!(manifest.media_type(), media_type);
                 assert_eq!(manifest.children().count(), 2);
             }
         }
         for media_type in [OCI_INDEX, DOCKER_LIST] {
-            assert_eq!(
-                parse(&index(&named(media_type))).unwrap().media_type(),
-                media_type
-            );
+            assert_eq!(parse(&index(&named(media_type))).unwrap().media_type(), media_type);
         }
         assert_eq!(parse(&image("")).unwrap().media_type(), OCI_MANIFEST);
         assert_eq!(parse(&index("")).unwrap().media_type(), OCI_INDEX);
@@ -544,16 +479,10 @@ mod tests {
             (image(""), Some(media_type::DOCKER_SCHEMA1_SIGNED)),
             (image(&named(OCI_INDEX)), None),
             (index(&named(DOCKER_MANIFEST)), None),
-            (
-                index(""),
-                Some("APPLICATION/vnd.oci.image.manifest.v1+json; charset=utf-8"),
-            ),
+            (index(""), Some("APPLICATION/vnd.oci.image.manifest.v1+json; charset=utf-8")),
         ] {
             let error = Manifest::parse(body.as_bytes(), header).unwrap_err();
-            assert!(
-                matches!(error, ManifestError::Mislabelled { .. }),
-                "{header:?} {error}"
-            );
+            assert!(matches!(error, ManifestError::Mislabelled { .. }), "{header:?} {error}");
         }
     }
 
@@ -584,35 +513,21 @@ mod tests {
         for body in bodies {
             assert_eq!(parse(body), Err(ManifestError::Schema1));
         }
-        assert!(
-            ManifestError::Schema1
-                .to_string()
-                .contains("push the image again")
-        );
+        assert!(ManifestError::Schema1.to_string().contains("push the image again"));
     }
 
     #[test]
     fn what_is_no_manifest_is_refused_with_its_beginning() {
         for (body, beginning) in [
-            (
-                "<html>\r\n<title>Sign in</title>",
-                "<html>··<title>Sign in</title>",
-            ),
+            ("<html>\r\n<title>Sign in</title>", "<html>··<title>Sign in</title>"),
             ("", ""),
             ("[]", "[]"),
             ("{\"schemaVersion\":2", "{\"schemaVersion\":2"),
             ("{} {}", "{} {}"),
         ] {
-            assert_eq!(
-                parse(body),
-                Err(ManifestError::NotJson {
-                    beginning: beginning.to_owned()
-                })
-            );
+            assert_eq!(parse(body), Err(ManifestError::NotJson { beginning: beginning.to_owned() }));
         }
-        let page = Manifest::parse(&[b'<'; 1000], Some("text/html"))
-            .unwrap_err()
-            .to_string();
+        let page = Manifest::parse(&[b'<'; 1000], Some("text/html")).unwrap_err().to_string();
         assert!(page.len() < 120, "{page}");
     }
 
@@ -628,10 +543,7 @@ mod tests {
             image("").replace("\"size\":0", "\"size\":-1"),
             image("").replace("sha256:e3", "sha256:E3"),
             image("").replace("\"size\":0", "\"size\":0,\"size\":0"),
-            format!(
-                r#"{{"config":{},"layers":[{layer}]}}"#,
-                descriptor(media_type::OCI_CONFIG, 6)
-            ),
+            format!(r#"{{"config":{},"layers":[{layer}]}}"#, descriptor(media_type::OCI_CONFIG, 6)),
         ] {
             let error = parse(&body).unwrap_err();
             assert!(matches!(error, ManifestError::Malformed { .. }), "{body} {error}");
@@ -640,16 +552,10 @@ mod tests {
 
     #[test]
     fn other_types_and_sizes_are_refused() {
-        let artifact = parse(&format!(
-            r#"{{{}"blobs":[]}}"#,
-            named(media_type::OCI_ARTIFACT_MANIFEST)
-        ));
+        let artifact = parse(&format!(r#"{{{}"blobs":[]}}"#, named(media_type::OCI_ARTIFACT_MANIFEST)));
         assert!(matches!(artifact, Err(ManifestError::Unsupported { .. })));
         let size = MAX_MANIFEST_SIZE + 1;
-        assert_eq!(
-            Manifest::parse(&vec![b' '; size], None),
-            Err(ManifestError::TooLarge { size })
-        );
+        assert_eq!(Manifest::parse(&vec![b' '; size], None), Err(ManifestError::TooLarge { size }));
     }
 
     #[test]
@@ -683,11 +589,8 @@ mod tests {
     fn lists_that_go_writes_as_null_are_empty() {
         let empty = parse(r#"{"schemaVersion":2,"manifests":[],"layers":null}"#).unwrap();
         assert_eq!((empty.media_type(), empty.children().count()), (OCI_INDEX, 0));
-        let null = parse(&format!(
-            r#"{{{}"manifests":null,"annotations":null}}"#,
-            named(DOCKER_LIST)
-        ))
-        .unwrap();
+        let null =
+            parse(&format!(r#"{{{}"manifests":null,"annotations":null}}"#, named(DOCKER_LIST))).unwrap();
         assert_eq!((null.media_type(), null.children().count()), (DOCKER_LIST, 0));
     }
 

@@ -50,11 +50,7 @@ pub const MANIFEST_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 ///
 /// The case is kept; media types compare case-insensitively (RFC 9110 §8.3.1).
 pub fn essence(content_type: &str) -> &str {
-    content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim_matches([' ', '\t'])
+    content_type.split(';').next().unwrap_or_default().trim_matches([' ', '\t'])
 }
 
 /// Whether it is one of the two image manifests that are served.
@@ -114,9 +110,6 @@ mod tests {
     #[test]
     fn every_served_form_is_asked_for_and_schema_1_is_not() {
         let accepted: Vec<&str> = MANIFEST_ACCEPT.split(',').map(essence).collect();
-        assert_eq!(
-            accepted,
-            [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*"]
-        );
+        assert_eq!(accepted, [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*"]);
     }
 }

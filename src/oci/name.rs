@@ -91,9 +91,7 @@ impl FromStr for Repository {
         check_length(text, MAX_REPOSITORY_LENGTH)?;
         match text.split('/').find(|component| !is_component(component)) {
             None => Ok(Self(text.into())),
-            Some(component) => Err(NameError::Component {
-                component: excerpt(component, 64),
-            }),
+            Some(component) => Err(NameError::Component { component: excerpt(component, 64) }),
         }
     }
 }
@@ -118,9 +116,7 @@ impl FromStr for Tag {
         check_length(text, MAX_TAG_LENGTH)?;
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if text.starts_with(['.', '-']) || !text.chars().all(allowed) {
-            return Err(NameError::Tag {
-                tag: excerpt(text, 64),
-            });
+            return Err(NameError::Tag { tag: excerpt(text, 64) });
         }
         Ok(Self(text.into()))
     }
@@ -198,11 +194,7 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        if text.contains(':') {
-            Ok(Self::Digest(text.parse()?))
-        } else {
-            Ok(Self::Tag(text.parse()?))
-        }
+        if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
     }
 }
 
@@ -302,10 +294,7 @@ mod tests {
         }
         assert_eq!(
             "a".repeat(256).parse::<Repository>(),
-            Err(NameError::TooLong {
-                length: 256,
-                limit: 255
-            })
+            Err(NameError::TooLong { length: 256, limit: 255 })
         );
         assert!("a".repeat(255).parse::<Repository>().is_ok());
     }
@@ -334,14 +323,8 @@ mod tests {
     #[test]
     fn a_colon_decides_between_digest_and_tag() {
         assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
-        assert!(matches!(
-            "sha256:beef".parse::<Reference>(),
-            Err(ReferenceError::Digest(_))
-        ));
-        assert!(matches!(
-            "sha256@beef".parse::<Reference>(),
-            Err(ReferenceError::Tag(_))
-        ));
+        assert!(matches!("sha256:beef".parse::<Reference>(), Err(ReferenceError::Digest(_))));
+        assert!(matches!("sha256@beef".parse::<Reference>(), Err(ReferenceError::Tag(_))));
     }
 
     proptest! {

@@ -77,12 +77,8 @@ pub enum RangeSpec {
 impl RangeSpec {
     fn parse(text: &str) -> Option<Self> {
         match text.split_once('-')? {
-            ("", length) => Some(Self::Suffix {
-                length: number(length)?,
-            }),
-            (first, "") => Some(Self::From {
-                first: number(first)?,
-            }),
+            ("", length) => Some(Self::Suffix { length: number(length)? }),
+            (first, "") => Some(Self::From { first: number(first)? }),
             (first, last) => {
                 let (first, last) = (number(first)?, number(last)?);
                 (first <= last).then_some(Self::Bounded { first, last })
@@ -129,18 +125,14 @@ impl RangeRequest {
             return None;
         }
         let elements = set.split(',').map(|element| element.trim_matches(WHITESPACE));
-        let specs: Vec<RangeSpec> = elements
-            .filter(|element| !element.is_empty())
-            .map(RangeSpec::parse)
-            .collect::<Option<_>>()?;
+        let specs: Vec<RangeSpec> =
+            elements.filter(|element| !element.is_empty()).map(RangeSpec::parse).collect::<Option<_>>()?;
         (!specs.is_empty()).then_some(Self { specs })
     }
 
     /// The request for `first-`, as a broken transfer is taken up again.
     pub fn from_offset(first: u64) -> Self {
-        Self {
-            specs: vec![RangeSpec::From { first }],
-        }
+        Self { specs: vec![RangeSpec::From { first }] }
     }
 
     /// The elements in the client's order.
@@ -215,9 +207,7 @@ impl FromStr for ContentRange {
     type Err = RangeError;
 
     fn from_str(text: &str) -> Result<Self, RangeError> {
-        parse_content_range(text).ok_or_else(|| RangeError {
-            text: excerpt(text, 64),
-        })
+        parse_content_range(text).ok_or_else(|| RangeError { text: excerpt(text, 64) })
     }
 }
 
@@ -337,19 +327,11 @@ mod tests {
     #[test]
     fn several_ranges_keep_the_order_and_number_that_partial_pulls_count_on() {
         let several = |ranges: &[(u64, u64)]| {
-            Some(Resolved::Several(
-                ranges
-                    .iter()
-                    .map(|&(start, end)| ByteRange::new(start, end))
-                    .collect(),
-            ))
+            Some(Resolved::Several(ranges.iter().map(|&(start, end)| ByteRange::new(start, end)).collect()))
         };
         assert_eq!(resolve("bytes=50-59,0-9", 100), several(&[(50, 60), (0, 10)]));
         assert_eq!(resolve("bytes=0-9,10-19", 100), several(&[(0, 10), (10, 20)]));
-        assert_eq!(
-            resolve("bytes=50-59,0-9,55-69", 100),
-            several(&[(50, 70), (0, 10)])
-        );
+        assert_eq!(resolve("bytes=50-59,0-9,55-69", 100), several(&[(50, 70), (0, 10)]));
         assert_eq!(resolve("bytes=0-9,5-14,900-", 100), Some(single(0, 15)));
         assert_eq!(resolve("bytes=0-,0-,0-", 100), Some(single(0, 100)));
     }
@@ -379,10 +361,7 @@ mod tests {
     fn specs() -> impl Strategy<Value = RangeSpec> {
         let offset = || prop_oneof![0_u64..40, Just(u64::MAX), any::<u64>()];
         prop_oneof![
-            (offset(), offset()).prop_map(|(a, b)| RangeSpec::Bounded {
-                first: a.min(b),
-                last: a.max(b)
-            }),
+            (offset(), offset()).prop_map(|(a, b)| RangeSpec::Bounded { first: a.min(b), last: a.max(b) }),
             offset().prop_map(|first| RangeSpec::From { first }),
             offset().prop_map(|length| RangeSpec::Suffix { length }),
         ]

@@ -111,26 +111,14 @@ impl Target {
     pub fn path_and_query(&self) -> String {
         match self {
             Self::Base => "/v2/".to_owned(),
-            Self::Manifest {
-                repository,
-                reference,
-            } => format!("/v2/{repository}/manifests/{reference}"),
+            Self::Manifest { repository, reference } => format!("/v2/{repository}/manifests/{reference}"),
             Self::Blob { repository, digest } => format!("/v2/{repository}/blobs/{digest}"),
             Self::Tags { repository, page } => {
                 with_query(format!("/v2/{repository}/tags/list"), &page.to_query())
             }
-            Self::Referrers {
-                repository,
-                digest,
-                artifact_type,
-            } => {
-                let query = artifact_type
-                    .as_ref()
-                    .map(|wanted| format!("artifactType={}", encode(wanted)));
-                with_query(
-                    format!("/v2/{repository}/referrers/{digest}"),
-                    &query.unwrap_or_default(),
-                )
+            Self::Referrers { repository, digest, artifact_type } => {
+                let query = artifact_type.as_ref().map(|wanted| format!("artifactType={}", encode(wanted)));
+                with_query(format!("/v2/{repository}/referrers/{digest}"), &query.unwrap_or_default())
             }
             Self::Catalog { page } => with_query("/v2/_catalog".to_owned(), &page.to_query()),
             Self::Upload { repository } => format!("/v2/{repository}/blobs/uploads/"),
@@ -165,9 +153,7 @@ impl ApiRequest {
     /// [`RequestError`], whose [`code`](RequestError::code) is for the client.
     pub fn parse(path: &str, query: Option<&str>) -> Result<Self, RequestError> {
         if path.len() > MAX_PATH {
-            return Err(RequestError::PathInvalid {
-                reason: "it is too long",
-            });
+            return Err(RequestError::PathInvalid { reason: "it is too long" });
         }
         let rest = path.strip_prefix("/v2").ok_or(RequestError::NotFound)?;
         let parameters = Parameters::parse(query.unwrap_or_default())?;
@@ -240,30 +226,22 @@ impl From<ReferenceError> for RequestError {
 
 /// What follows `/v2/`.
 fn parse_target(rest: &str, parameters: Parameters) -> Result<Target, RequestError> {
-    let decoded = rest
-        .split('/')
-        .map(decode_segment)
-        .collect::<Result<Vec<_>, _>>()?;
+    let decoded = rest.split('/').map(decode_segment).collect::<Result<Vec<_>, _>>()?;
     let segments: Vec<&str> = decoded.iter().map(AsRef::as_ref).collect();
     match segments.as_slice() {
-        ["_catalog"] => Ok(Target::Catalog {
-            page: parameters.page()?,
-        }),
-        [name @ .., "manifests", reference] => Ok(Target::Manifest {
-            repository: repository(name)?,
-            reference: reference.parse::<Reference>()?,
-        }),
-        [name @ .., "blobs", "uploads"] | [name @ .., "blobs", "uploads", _] => Ok(Target::Upload {
-            repository: repository(name)?,
-        }),
-        [name @ .., "blobs", address] => Ok(Target::Blob {
-            repository: repository(name)?,
-            digest: digest(address)?,
-        }),
-        [name @ .., "tags", "list"] => Ok(Target::Tags {
-            repository: repository(name)?,
-            page: parameters.page()?,
-        }),
+        ["_catalog"] => Ok(Target::Catalog { page: parameters.page()? }),
+        [name @ .., "manifests", reference] => {
+            Ok(Target::Manifest { repository: repository(name)?, reference: reference.parse::<Reference>()? })
+        }
+        [name @ .., "blobs", "uploads"] | [name @ .., "blobs", "uploads", _] => {
+            Ok(Target::Upload { repository: repository(name)? })
+        }
+        [name @ .., "blobs", address] => {
+            Ok(Target::Blob { repository: repository(name)?, digest: digest(address)? })
+        }
+        [name @ .., "tags", "list"] => {
+            Ok(Target::Tags { repository: repository(name)?, page: parameters.page()? })
+        }
         [name @ .., "referrers", subject] => Ok(Target::Referrers {
             repository: repository(name)?,
             digest: digest(subject)?,
@@ -274,13 +252,9 @@ fn parse_target(rest: &str, parameters: Parameters) -> Result<Target, RequestErr
 }
 
 fn decode_segment(segment: &str) -> Result<Cow<'_, str>, RequestError> {
-    let decoded = decode(segment).ok_or(RequestError::PathInvalid {
-        reason: "broken percent-encoding",
-    })?;
+    let decoded = decode(segment).ok_or(RequestError::PathInvalid { reason: "broken percent-encoding" })?;
     if decoded.chars().any(|c| c == '/' || c.is_control()) {
-        return Err(RequestError::PathInvalid {
-            reason: "an encoded slash or control character",
-        });
+        return Err(RequestError::PathInvalid { reason: "an encoded slash or control character" });
     }
     Ok(decoded)
 }
@@ -305,10 +279,7 @@ struct Parameters {
 impl Parameters {
     fn parse(query: &str) -> Result<Self, RequestError> {
         if query.len() > MAX_QUERY {
-            return Err(RequestError::QueryInvalid {
-                parameter: "query",
-                reason: "it is too long",
-            });
+            return Err(RequestError::QueryInvalid { parameter: "query", reason: "it is too long" });
         }
         let mut parameters = Self::default();
         for pair in query.split('&') {
@@ -335,10 +306,7 @@ impl Parameters {
         parameters.last = present(parameters.last);
         parameters.artifact_type = present(parameters.artifact_type);
         if parameters.ns.as_deref().is_some_and(|ns| !is_namespace(ns)) {
-            return Err(RequestError::QueryInvalid {
-                parameter: "ns",
-                reason: "it is no host name",
-            });
+            return Err(RequestError::QueryInvalid { parameter: "ns", reason: "it is no host name" });
         }
         Ok(parameters)
     }
@@ -361,16 +329,11 @@ fn present(value: Option<String>) -> Option<String> {
 
 /// What a host with a port is made of; whether it names an upstream, routing knows.
 fn is_namespace(ns: &str) -> bool {
-    ns.chars()
-        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']'))
+    ns.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']'))
 }
 
 fn with_query(path: String, query: &str) -> String {
-    if query.is_empty() {
-        path
-    } else {
-        format!("{path}?{query}")
-    }
+    if query.is_empty() { path } else { format!("{path}?{query}") }
 }
 
 #[cfg(test)]
@@ -382,9 +345,8 @@ mod tests {
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn parse(target: &str) -> Result<ApiRequest, RequestError> {
-        let (path, query) = target
-            .split_once('?')
-            .map_or((target, None), |(path, query)| (path, Some(query)));
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
         ApiRequest::parse(path, query)
     }
 
@@ -400,40 +362,22 @@ mod tests {
     fn every_endpoint_of_the_pull_api_is_understood() {
         let digest: Digest = DIGEST.parse().unwrap();
         let latest: Reference = "latest".parse().unwrap();
-        let page = Page {
-            n: Some(5),
-            last: Some("a".to_owned()),
-        };
+        let page = Page { n: Some(5), last: Some("a".to_owned()) };
         for (path, target) in [
             ("/v2".to_owned(), Target::Base),
             ("/v2/".to_owned(), Target::Base),
             (
                 "/v2/library/nginx/manifests/latest".to_owned(),
-                Target::Manifest {
-                    repository: name("library/nginx"),
-                    reference: latest,
-                },
+                Target::Manifest { repository: name("library/nginx"), reference: latest },
             ),
             (
                 format!("/v2/a/manifests/{DIGEST}"),
-                Target::Manifest {
-                    repository: name("a"),
-                    reference: digest.into(),
-                },
+                Target::Manifest { repository: name("a"), reference: digest.into() },
             ),
-            (
-                format!("/v2/a/blobs/{DIGEST}"),
-                Target::Blob {
-                    repository: name("a"),
-                    digest,
-                },
-            ),
+            (format!("/v2/a/blobs/{DIGEST}"), Target::Blob { repository: name("a"), digest }),
             (
                 "/v2/a/b/tags/list?n=5&last=a".to_owned(),
-                Target::Tags {
-                    repository: name("a/b"),
-                    page: page.clone(),
-                },
+                Target::Tags { repository: name("a/b"), page: page.clone() },
             ),
             ("/v2/_catalog?last=a&n=5".to_owned(), Target::Catalog { page }),
             (
@@ -444,24 +388,9 @@ mod tests {
                     artifact_type: Some("application/x y".to_owned()),
                 },
             ),
-            (
-                "/v2/a/blobs/uploads/".to_owned(),
-                Target::Upload {
-                    repository: name("a"),
-                },
-            ),
-            (
-                "/v2/a/blobs/uploads".to_owned(),
-                Target::Upload {
-                    repository: name("a"),
-                },
-            ),
-            (
-                "/v2/a/blobs/uploads/7f-x".to_owned(),
-                Target::Upload {
-                    repository: name("a"),
-                },
-            ),
+            ("/v2/a/blobs/uploads/".to_owned(), Target::Upload { repository: name("a") }),
+            ("/v2/a/blobs/uploads".to_owned(), Target::Upload { repository: name("a") }),
+            ("/v2/a/blobs/uploads/7f-x".to_owned(), Target::Upload { repository: name("a") }),
         ] {
             assert_eq!(parse(&path), Ok(ApiRequest { target, ns: None }), "{path}");
         }
@@ -477,24 +406,14 @@ mod tests {
             ("/v2/a/blobs/tags/list", "a/blobs"),
             ("/v2/a/blobs/blobs/uploads/", "a/blobs"),
         ] {
-            assert_eq!(
-                parse(path).unwrap().target.repository().unwrap().as_str(),
-                repository,
-                "{path}"
-            );
+            assert_eq!(parse(path).unwrap().target.repository().unwrap().as_str(), repository, "{path}");
         }
     }
 
     #[test]
     fn the_namespace_is_kept_as_it_was_sent() {
-        assert_eq!(
-            parse("/v2/?ns=docker.io").unwrap().ns.as_deref(),
-            Some("docker.io")
-        );
-        assert_eq!(
-            parse("/v2/?ns=localhost%3A5000&x=%zz").unwrap().ns.as_deref(),
-            Some("localhost:5000")
-        );
+        assert_eq!(parse("/v2/?ns=docker.io").unwrap().ns.as_deref(), Some("docker.io"));
+        assert_eq!(parse("/v2/?ns=localhost%3A5000&x=%zz").unwrap().ns.as_deref(), Some("localhost:5000"));
         assert_eq!(parse("/v2/?ns=").unwrap().ns, None);
         assert_eq!(parse("/v2/?ns=a&ns=a").unwrap().ns.as_deref(), Some("a"));
         for query in ["ns=a&ns=b", "ns=http://a/b", "ns=%00", "ns=%ff", "ns=a%0d%0ab"] {
@@ -533,27 +452,15 @@ mod tests {
         ] {
             assert_eq!(code(target), wanted, "{target}");
         }
-        assert_eq!(
-            code(&format!("/v2/{}", "a".repeat(MAX_PATH))),
-            ErrorCode::NameInvalid
-        );
-        assert_eq!(
-            code(&format!("/v2/?last={}", "a".repeat(MAX_VALUE + 1))),
-            ErrorCode::Unsupported
-        );
-        assert_eq!(
-            code(&format!("/v2/?{}", "a".repeat(MAX_QUERY + 1))),
-            ErrorCode::Unsupported
-        );
+        assert_eq!(code(&format!("/v2/{}", "a".repeat(MAX_PATH))), ErrorCode::NameInvalid);
+        assert_eq!(code(&format!("/v2/?last={}", "a".repeat(MAX_VALUE + 1))), ErrorCode::Unsupported);
+        assert_eq!(code(&format!("/v2/?{}", "a".repeat(MAX_QUERY + 1))), ErrorCode::Unsupported);
     }
 
     #[test]
     fn an_encoded_digest_is_the_same_digest() {
         let encoded = DIGEST.replace(':', "%3A");
-        assert_eq!(
-            parse(&format!("/v2/a/blobs/{encoded}")),
-            parse(&format!("/v2/a/blobs/{DIGEST}"))
-        );
+        assert_eq!(parse(&format!("/v2/a/blobs/{encoded}")), parse(&format!("/v2/a/blobs/{DIGEST}")));
     }
 
     fn targets() -> impl Strategy<Value = Target> {
@@ -576,18 +483,12 @@ mod tests {
         ];
         prop_oneof![
             Just(Target::Base),
-            (repositories(), references).prop_map(|(repository, reference)| Target::Manifest {
-                repository,
-                reference
-            }),
+            (repositories(), references)
+                .prop_map(|(repository, reference)| Target::Manifest { repository, reference }),
             (repositories(), digests()).prop_map(|(repository, digest)| Target::Blob { repository, digest }),
             (repositories(), pages()).prop_map(|(repository, page)| Target::Tags { repository, page }),
             (repositories(), digests(), prop::option::of("\\PC{1,10}")).prop_map(
-                |(repository, digest, artifact_type)| Target::Referrers {
-                    repository,
-                    digest,
-                    artifact_type
-                }
+                |(repository, digest, artifact_type)| Target::Referrers { repository, digest, artifact_type }
             ),
             pages().prop_map(|page| Target::Catalog { page }),
             repositories().prop_map(|repository| Target::Upload { repository }),

@@ -20,6 +20,7 @@ pub struct BlobHead {
 /// A blob that can be read.
 #[derive(Debug)]
 pub struct BlobAnswer {
+    digest: Digest,
     source: Source,
     size: Option<u64>,
     puller: Puller,
@@ -47,7 +48,7 @@ impl BlobAnswer {
 
     /// Everything, from the first byte.
     pub fn whole(self) -> Reader {
-        Reader::new(self.source, 0, self.size, self.puller.fill_config().wait_timeout)
+        Reader::new(self.source, self.digest, 0, self.size, self.puller)
     }
 
     /// A part. It is read once its digest is known where the configuration says so.
@@ -58,20 +59,14 @@ impl BlobAnswer {
         if !self.puller.fill_config().unverified_ranges {
             self.sealed().await?;
         }
-        Ok(Reader::new(
-            self.source,
-            range.start,
-            Some(range.end),
-            self.puller.fill_config().wait_timeout,
-        ))
+        Ok(Reader::new(self.source, self.digest, range.start, Some(range.end), self.puller))
     }
 
     async fn sealed(&mut self) -> Result<(), Error> {
         if let Source::Flight(follower) = &mut self.source {
             let wait = self.puller.fill_config().wait_timeout;
-            let blob = tokio::time::timeout(wait, follower.sealed())
-                .await
-                .unwrap_or(Err(Error::Deadline(wait)))?;
+            let blob =
+                tokio::time::timeout(wait, follower.sealed()).await.unwrap_or(Err(Error::Deadline(wait)))?;
             self.size = Some(blob.size());
             self.source = Source::Sealed(blob);
         }
@@ -102,27 +97,20 @@ impl Puller {
             self.prove_blob(route, digest).await?;
         }
         let served = if visible { Served::Hit } else { Served::Revalidated };
-        Ok(self
-            .store()
-            .get(digest)
-            .await
-            .map(|content| self.answer_of(content, served)))
+        Ok(self.store().get(digest).await.map(|content| self.answer_of(*digest, content, served)))
     }
 
-    fn answer_of(&self, content: Content, served: Served) -> BlobAnswer {
+    fn answer_of(&self, digest: Digest, content: Content, served: Served) -> BlobAnswer {
         let age = match &content {
             Content::Disk(blob) => self.0.clock.now().since(blob.sealed_at()).unwrap_or_default(),
             Content::Memory(_) => std::time::Duration::ZERO,
         };
         BlobAnswer {
+            digest,
             size: Some(content.size()),
             source: content.into(),
             puller: self.clone(),
-            freshness: Freshness {
-                served,
-                age,
-                ttl: None,
-            },
+            freshness: Freshness { served, age, ttl: None },
         }
     }
 
@@ -132,11 +120,7 @@ impl Puller {
         let negative = Self::blob_key(route, digest);
         self.check_negative(&negative)?;
         loop {
-            let foreign = self
-                .0
-                .flights
-                .scope_of(digest)
-                .is_some_and(|flying| flying != scope);
+            let foreign = self.0.flights.scope_of(digest).is_some_and(|flying| flying != scope);
             if foreign && !self.is_visible(route, digest).await {
                 // The flight proves another repository's right; ours is asked for beside it.
                 self.prove_blob(route, digest).await?;
@@ -150,9 +134,7 @@ impl Puller {
             let joined = started.is_none();
             if let Some(flight) = started {
                 let (puller, route, digest) = (self.clone(), route.clone(), *digest);
-                self.0
-                    .tasks
-                    .spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest));
+                self.0.tasks.spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest));
             }
             let wait = self.fill_config().wait_timeout;
             let answered = tokio::time::timeout(wait, follower.answered()).await;
@@ -161,6 +143,7 @@ impl Puller {
                     let served = if joined { Served::Collapsed } else { Served::Miss };
                     let source = Source::Flight(follower);
                     return Ok(BlobAnswer {
+                        digest: *digest,
                         source,
                         size,
                         puller: self.clone(),
@@ -183,10 +166,7 @@ impl Puller {
     /// # Errors
     /// Why the upstream could not say.
     pub async fn head_blob(&self, route: &Route, digest: &Digest) -> Result<BlobHead, Error> {
-        let answer = |size, served| BlobHead {
-            size,
-            freshness: Freshness::of(served),
-        };
+        let answer = |size, served| BlobHead { size, freshness: Freshness::of(served) };
         let head = match self.store().size_of(digest) {
             Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),
             Some(size) => {

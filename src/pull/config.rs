@@ -64,14 +64,9 @@ impl Setting for TagPattern {
         };
         let glob = |pattern: &str| {
             let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-            glob.map(|glob| glob.compile_matcher())
-                .map_err(|error| error.to_string())
+            glob.map(|glob| glob.compile_matcher()).map_err(|error| error.to_string())
         };
-        Ok(Self {
-            text: text.to_owned(),
-            repository: glob(repository)?,
-            tag: tag.map(glob).transpose()?,
-        })
+        Ok(Self { text: text.to_owned(), repository: glob(repository)?, tag: tag.map(glob).transpose()? })
     }
     fn to_text(&self) -> String {
         self.text.clone()
@@ -81,10 +76,7 @@ impl Setting for TagPattern {
 impl TagPattern {
     fn matches(&self, upstream: &str, repository: &Repository, tag: &Tag) -> bool {
         self.repository.is_match(format!("{upstream}/{repository}"))
-            && self
-                .tag
-                .as_ref()
-                .is_none_or(|pattern| pattern.is_match(tag.as_str()))
+            && self.tag.as_ref().is_none_or(|pattern| pattern.is_match(tag.as_str()))
     }
 }
 

@@ -20,11 +20,7 @@ const LINGER: Duration = Duration::from_millis(2);
 
 /// Runs one flight to its end and tells its followers.
 pub(super) async fn run(puller: Puller, flight: Arc<Flight>, route: Route, digest: Digest) {
-    let landing = Landing {
-        puller: &puller,
-        flight: &flight,
-        outcome: None,
-    };
+    let landing = Landing { puller: &puller, flight: &flight, outcome: None };
     puller.metrics().flights.inc();
     let outcome = fill(&puller, &flight, &route, &digest).await;
     puller.metrics().count_fill(&outcome);
@@ -123,17 +119,14 @@ async fn open(
     partial: &mut Partial,
 ) -> Result<Download, Error> {
     let client = puller.client();
-    let mut download = client
-        .download(&route.upstream, &route.repository, digest, partial.position())
-        .await?;
+    let mut download =
+        client.download(&route.upstream, &route.repository, digest, partial.position()).await?;
     if let (Some(known), Some(said)) = (partial.size(), download.size())
         && known != said
     {
         tracing::warn!(%digest, known, said, "the upstream contradicts the size of a partial blob, which starts over");
         *partial = puller.store().partial_anew(*digest).await?;
-        download = client
-            .download(&route.upstream, &route.repository, digest, 0)
-            .await?;
+        download = client.download(&route.upstream, &route.repository, digest, 0).await?;
     }
     let largest = puller.fill_config().max_blob_size.as_u64();
     if let Some(size) = download.size() {
@@ -218,8 +211,6 @@ async fn transfer(
 fn is_worth_finishing(puller: &Puller, partial: &Partial) -> bool {
     let config = puller.fill_config();
     // Without a known size no share can be told; what nobody waits for is then not finished.
-    let enough = partial
-        .size()
-        .is_some_and(|size| partial.position() >= config.finish_after.of(size));
+    let enough = partial.size().is_some_and(|size| partial.position() >= config.finish_after.of(size));
     config.on_abandon == OnAbandon::Finish && enough
 }

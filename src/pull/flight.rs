@@ -158,10 +158,7 @@ impl Flights {
 
     /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
     pub(super) fn end(&self, flight: &Flight) {
-        self.map
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&flight.digest);
+        self.map.lock().unwrap_or_else(PoisonError::into_inner).remove(&flight.digest);
     }
 
     /// Takes the flight out if nobody follows it. Joining happens under the same lock, so a flight
@@ -186,10 +183,7 @@ pub(super) struct Follower {
 impl Follower {
     fn of(flight: &Arc<Flight>) -> Self {
         flight.followers.fetch_add(1, Ordering::AcqRel);
-        Self {
-            progress: flight.progress.subscribe(),
-            flight: Arc::clone(flight),
-        }
+        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight) }
     }
 
     /// On whose behalf the flight asks its upstream.
@@ -202,10 +196,7 @@ impl Follower {
     /// # Errors
     /// Why the flight failed.
     pub(super) async fn answered(&mut self) -> Result<Option<u64>, Error> {
-        let progress = self
-            .progress
-            .wait_for(|progress| !matches!(progress.phase, Phase::Starting))
-            .await;
+        let progress = self.progress.wait_for(|progress| !matches!(progress.phase, Phase::Starting)).await;
         let progress = progress.map_err(|_| Error::Internal)?;
         match &progress.phase {
             Phase::Failed(error) => Err(error.clone()),
@@ -295,11 +286,7 @@ mod tests {
         let phase = Phase::Filling(filling(directory.path()).await);
         let size = 10 * TAIL;
         let step = |size, arrived, position, end| {
-            let progress = Progress {
-                phase: phase.clone(),
-                size,
-                arrived: RangeSet::prefix(arrived),
-            };
+            let progress = Progress { phase: phase.clone(), size, arrived: RangeSet::prefix(arrived) };
             match progress.step(position, end) {
                 Step::ReadPartial(_, len) => Some(len),
                 Step::Wait => None,
@@ -312,31 +299,11 @@ mod tests {
             "all has arrived, the tail is withheld"
         );
         assert_eq!(step(Some(size), size, size - TAIL, None), None);
-        assert_eq!(
-            step(Some(size), size, size - 1, Some(size)),
-            None,
-            "a range of the last byte waits"
-        );
-        assert_eq!(
-            step(Some(size), size, 0, Some(TAIL)),
-            Some(TAIL),
-            "an inner range does not"
-        );
-        assert_eq!(
-            step(None, size, 0, None),
-            Some(size - TAIL),
-            "an unknown end is wherever we are"
-        );
-        assert_eq!(
-            step(Some(TAIL), TAIL - 1, 0, None),
-            None,
-            "a small blob is verified first"
-        );
-        assert_eq!(
-            step(Some(size), TAIL, 5 * TAIL, Some(6 * TAIL)),
-            None,
-            "a range far ahead waits"
-        );
+        assert_eq!(step(Some(size), size, size - 1, Some(size)), None, "a range of the last byte waits");
+        assert_eq!(step(Some(size), size, 0, Some(TAIL)), Some(TAIL), "an inner range does not");
+        assert_eq!(step(None, size, 0, None), Some(size - TAIL), "an unknown end is wherever we are");
+        assert_eq!(step(Some(TAIL), TAIL - 1, 0, None), None, "a small blob is verified first");
+        assert_eq!(step(Some(size), TAIL, 5 * TAIL, Some(6 * TAIL)), None, "a range far ahead waits");
     }
 
     #[tokio::test]
@@ -351,19 +318,14 @@ mod tests {
         assert!(!flights.end_if_abandoned(&flight));
         drop(second);
         assert!(flights.end_if_abandoned(&flight));
-        assert!(
-            flights.join_or_start(digest(), "c").1.is_some(),
-            "the next request starts anew"
-        );
+        assert!(flights.join_or_start(digest(), "c").1.is_some(), "the next request starts anew");
     }
 
     #[tokio::test]
     async fn followers_learn_of_a_failure() {
         let flights = Flights::default();
         let (mut follower, flight) = flights.join_or_start(digest(), "a");
-        flight
-            .unwrap()
-            .publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
+        flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
         assert!(matches!(follower.next(0, None).await, Err(Error::Abandoned)));
         assert!(matches!(follower.answered().await, Err(Error::Abandoned)));
     }

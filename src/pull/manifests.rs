@@ -115,20 +115,13 @@ impl Puller {
                 media_type
             }
         };
-        Ok(Some(StoredManifest {
-            digest: *digest,
-            media_type,
-            body,
-        }))
+        Ok(Some(StoredManifest { digest: *digest, media_type, body }))
     }
 
     async fn head_by_digest(&self, route: &Route, reference: &Reference) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
-        let head = self
-            .client()
-            .head_manifest(&route.upstream, &route.repository, reference)
-            .await;
+        let head = self.client().head_manifest(&route.upstream, &route.repository, reference).await;
         let head = head.map_err(Error::from);
         self.note_negative(&key, &head);
         let head = head?;
@@ -136,13 +129,7 @@ impl Puller {
             (Some(digest), Some(size), Some(media_type)) if head.digest.is_none_or(|said| said == digest) => {
                 self.set_visible(route, &digest);
                 let freshness = Freshness::of(Served::Miss);
-                Ok(ManifestAnswer {
-                    digest,
-                    size,
-                    media_type,
-                    body: None,
-                    freshness,
-                })
+                Ok(ManifestAnswer { digest, size, media_type, body: None, freshness })
             }
             // An upstream whose HEAD says too little.
             _ => self.fetch_manifest(route, reference).await,
@@ -174,17 +161,12 @@ impl Puller {
         route: &Route,
         reference: &Reference,
     ) -> Result<Arc<StoredManifest>, Error> {
-        let fetched = self
-            .client()
-            .manifest(&route.upstream, &route.repository, reference)
-            .await?;
+        let fetched = self.client().manifest(&route.upstream, &route.repository, reference).await?;
         let digest = reference
             .digest()
             .or(fetched.digest)
             .unwrap_or_else(|| Digest::of(Algorithm::Sha256, &fetched.body));
-        let verified = digest
-            .verify(fetched.body)
-            .map_err(|mismatch| Error::Corrupt(Arc::new(mismatch)))?;
+        let verified = digest.verify(fetched.body).map_err(|mismatch| Error::Corrupt(Arc::new(mismatch)))?;
         let manifest = Manifest::parse(verified.bytes(), fetched.content_type.as_deref())?;
         let stored = Arc::new(StoredManifest {
             digest,
@@ -205,9 +187,7 @@ impl Puller {
                 media_type: Some(stored.media_type.to_owned()),
                 checked_at: self.0.clock.now(),
             };
-            self.store()
-                .metadata()
-                .set_tag(route.upstream.name.as_str(), &route.repository, tag, record);
+            self.store().metadata().set_tag(route.upstream.name.as_str(), &route.repository, tag, record);
         }
         Ok(stored)
     }
@@ -221,22 +201,11 @@ impl Puller {
         served: Served,
         ttl: Option<i64>,
     ) -> Result<ManifestAnswer, Error> {
-        let age = self
-            .0
-            .clock
-            .now()
-            .since(record.checked_at)
-            .unwrap_or(Duration::ZERO);
+        let age = self.0.clock.now().since(record.checked_at).unwrap_or(Duration::ZERO);
         let freshness = Freshness { served, age, ttl };
         if let (Want::Head, Some(size), Some(media_type)) = (want, record.size, &record.media_type) {
             let (digest, media_type) = (record.digest, media_type.clone());
-            return Ok(ManifestAnswer {
-                digest,
-                size,
-                media_type,
-                body: None,
-                freshness,
-            });
+            return Ok(ManifestAnswer { digest, size, media_type, body: None, freshness });
         }
         let answer = self.manifest_by_digest(route, &record.digest, want).await?;
         // A body that had to be fetched is a miss, however well the tag was known.

@@ -27,12 +27,7 @@ impl Metrics {
                 "Answers by what was asked for and how the answer came about.",
                 &["kind", "served"],
             ),
-            fills: counters(
-                metrics,
-                "fills_total",
-                "Fills that ended, by outcome.",
-                &["outcome"],
-            ),
+            fills: counters(metrics, "fills_total", "Fills that ended, by outcome.", &["outcome"]),
             filled_bytes: counter(metrics, "fill_bytes_total", "Bytes that fills received."),
             flights: gauge(metrics, "flights", "Fills under way or waiting for their turn."),
         }

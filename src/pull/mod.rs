@@ -75,11 +75,7 @@ pub struct Freshness {
 
 impl Freshness {
     fn of(served: Served) -> Self {
-        Self {
-            served,
-            age: Duration::ZERO,
-            ttl: None,
-        }
+        Self { served, age: Duration::ZERO, ttl: None }
     }
 }
 
@@ -130,10 +126,7 @@ impl Puller {
             tag_checks: Coalesce::new("tag", tasks),
             proofs: Coalesce::new("proof", tasks),
             list_fetches: Coalesce::new("tag-list", tasks),
-            negatives: Cache::builder()
-                .max_capacity(NEGATIVES)
-                .time_to_live(tag_config.negative_ttl)
-                .build(),
+            negatives: Cache::builder().max_capacity(NEGATIVES).time_to_live(tag_config.negative_ttl).build(),
             media_types: Cache::new(MEDIA_TYPES),
             tag_config,
             fill_config,
@@ -152,10 +145,7 @@ impl Puller {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<FetchedReferrers, Error> {
-        Ok(self
-            .client()
-            .referrers(&route.upstream, &route.repository, digest, artifact_type)
-            .await?)
+        Ok(self.client().referrers(&route.upstream, &route.repository, digest, artifact_type).await?)
     }
 
     fn store(&self) -> &Store {
@@ -196,10 +186,7 @@ impl Puller {
 
     /// Fails with what the upstream said moments ago, if it said that there is no such thing.
     fn check_negative(&self, key: &str) -> Result<(), Error> {
-        self.0
-            .negatives
-            .get(key)
-            .map_or(Ok(()), |code| Err(Error::Unknown(code)))
+        self.0.negatives.get(key).map_or(Ok(()), |code| Err(Error::Unknown(code)))
     }
 
     /// Remembers for seconds that there is no such thing.

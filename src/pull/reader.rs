@@ -1,12 +1,12 @@
 //! The bytes of an answer, wherever they come from.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Error;
 use super::flight::Follower;
+use super::{Error, Puller};
+use crate::oci::Digest;
 use crate::store::{Blob, Content};
 
 /// Where the bytes of a blob come from.
@@ -33,17 +33,13 @@ pub struct Reader {
     position: u64,
     /// `None`: to the end of the blob, wherever that is.
     end: Option<u64>,
-    wait_timeout: Duration,
+    digest: Digest,
+    puller: Puller,
 }
 
 impl Reader {
-    pub(super) fn new(source: Source, start: u64, end: Option<u64>, wait_timeout: Duration) -> Self {
-        Self {
-            source,
-            position: start,
-            end,
-            wait_timeout,
-        }
+    pub(super) fn new(source: Source, digest: Digest, start: u64, end: Option<u64>, puller: Puller) -> Self {
+        Self { source, position: start, end, digest, puller }
     }
 
     /// Waits until the first byte can be given, so that a failure before it is still an answer of
@@ -55,10 +51,9 @@ impl Reader {
         match &mut self.source {
             Source::Memory(_) | Source::Sealed(_) => Ok(()),
             Source::Flight(follower) => {
+                let wait = self.puller.fill_config().wait_timeout;
                 let ready = follower.readable(self.position, self.end);
-                tokio::time::timeout(self.wait_timeout, ready)
-                    .await
-                    .unwrap_or(Err(Error::Deadline(self.wait_timeout)))
+                tokio::time::timeout(wait, ready).await.unwrap_or(Err(Error::Deadline(wait)))
             }
         }
     }
@@ -69,11 +64,19 @@ impl Reader {
     /// # Errors
     /// The rest cannot be given: the transfer must be broken, not ended.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        let next = self.read().await;
+        if matches!(next, Err(Error::Read(_))) {
+            // The next pull must not find the same damage.
+            self.puller.store().distrust(&self.digest).await;
+        }
+        next
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, Error> {
         let bytes = match &mut self.source {
             Source::Memory(bytes) => {
-                let end = usize::try_from(self.end.unwrap_or(u64::MAX))
-                    .unwrap_or(usize::MAX)
-                    .min(bytes.len());
+                let end =
+                    usize::try_from(self.end.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).min(bytes.len());
                 let start = usize::try_from(self.position).unwrap_or(usize::MAX).min(end);
                 (start < end).then(|| bytes.slice(start..end))
             }

@@ -20,17 +20,13 @@ impl Puller {
     /// Whether the route's repository may see the digest without asking its upstream again.
     pub(super) async fn is_visible(&self, route: &Route, digest: &Digest) -> bool {
         let metadata = self.store().metadata();
-        metadata
-            .is_visible(route.upstream.name.as_str(), scope(route), digest)
-            .await
+        metadata.is_visible(route.upstream.name.as_str(), scope(route), digest).await
     }
 
     /// Notes that the upstream has answered for the digest in this repository.
     pub(super) fn set_visible(&self, route: &Route, digest: &Digest) {
         let now = self.0.clock.now();
-        self.store()
-            .metadata()
-            .set_visible(route.upstream.name.as_str(), scope(route), digest, now);
+        self.store().metadata().set_visible(route.upstream.name.as_str(), scope(route), digest, now);
     }
 
     /// The scope of the route as one text: flights of the same scope share their proof.
@@ -75,16 +71,10 @@ impl Puller {
     async fn ask(&self, route: &Route, digest: &Digest, kind: Kind) -> Result<Option<u64>, Error> {
         let client = self.client();
         match kind {
-            Kind::Blob => Ok(client
-                .head_blob(&route.upstream, &route.repository, digest)
-                .await?
-                .size),
+            Kind::Blob => Ok(client.head_blob(&route.upstream, &route.repository, digest).await?.size),
             Kind::Manifest => {
                 let reference = Reference::Digest(*digest);
-                Ok(client
-                    .head_manifest(&route.upstream, &route.repository, &reference)
-                    .await?
-                    .size)
+                Ok(client.head_manifest(&route.upstream, &route.repository, &reference).await?.size)
             }
         }
     }
@@ -93,11 +83,8 @@ impl Puller {
     /// layer shared with another repository is a hit, and the pull complete when the upstream is
     /// down. What is not here needs no proof of its own: fetching it is one.
     pub(super) fn prove_children(&self, route: &Route, manifest: &Manifest) {
-        let here: Vec<Descriptor> = manifest
-            .children()
-            .filter(|child| self.store().contains(&child.digest))
-            .cloned()
-            .collect();
+        let here: Vec<Descriptor> =
+            manifest.children().filter(|child| self.store().contains(&child.digest)).cloned().collect();
         if here.is_empty() {
             return;
         }
@@ -109,11 +96,7 @@ impl Puller {
                     if puller.is_visible(route, &child.digest).await {
                         return;
                     }
-                    let kind = if child.is_manifest() {
-                        Kind::Manifest
-                    } else {
-                        Kind::Blob
-                    };
+                    let kind = if child.is_manifest() { Kind::Manifest } else { Kind::Blob };
                     if let Err(error) = puller.prove(route, child.digest, kind).await {
                         tracing::debug!(digest = %child.digest, %error, "not proven; the pull will ask");
                     }

@@ -65,20 +65,13 @@ impl Puller {
         want: Want,
     ) -> Result<ManifestAnswer, Error> {
         let upstream = route.upstream.name.as_str();
-        let Some(record) = self
-            .store()
-            .metadata()
-            .tag(upstream, &route.repository, tag)
-            .await
-        else {
+        let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
             return self.unknown_tag(route, tag, want).await;
         };
         let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
         match judge(&policy, self.0.clock.now().since(record.checked_at)) {
             Verdict::Fresh(left) => {
-                let answer = self
-                    .manifest_of_record(route, &record, want, Served::Hit, left)
-                    .await;
+                let answer = self.manifest_of_record(route, &record, want, Served::Hit, left).await;
                 match answer {
                     // The upstream has dropped the manifest: the tag must have moved.
                     Err(Error::Unknown(_)) => self.unknown_tag(route, tag, want).await,
@@ -87,27 +80,23 @@ impl Puller {
             }
             Verdict::WhileRevalidating(left) => {
                 drop(self.check_tag(route, tag));
-                self.manifest_of_record(route, &record, want, Served::Stale, Some(left))
-                    .await
+                self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
             }
             Verdict::OrOnError(left) => {
                 let patience = self.0.tag_config.revalidate_timeout;
                 match tokio::time::timeout(patience, self.check_tag(route, tag)).await {
                     Ok(Ok(current)) => {
-                        self.manifest_of_record(route, &current, want, Served::Revalidated, None)
-                            .await
+                        self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
                     }
                     Ok(Err(error)) if !error.is_unavailability() => Err(error),
                     Ok(Err(_)) | Err(_) => {
-                        self.manifest_of_record(route, &record, want, Served::Stale, Some(left))
-                            .await
+                        self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
                     }
                 }
             }
             Verdict::Expired => {
                 let current = self.check_tag(route, tag).await?;
-                self.manifest_of_record(route, &current, want, Served::Revalidated, None)
-                    .await
+                self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
             }
         }
     }
@@ -118,8 +107,7 @@ impl Puller {
             return self.fetch_manifest(route, &Reference::Tag(tag.clone())).await;
         }
         let record = self.check_tag(route, tag).await?;
-        self.manifest_of_record(route, &record, want, Served::Miss, None)
-            .await
+        self.manifest_of_record(route, &record, want, Served::Miss, None).await
     }
 
     /// Asks the upstream with one HEAD what a tag stands for, once for all who wonder. The asking
@@ -143,11 +131,7 @@ impl Puller {
         let metadata = self.store().metadata();
         let upstream = route.upstream.name.as_str();
         let reference = Reference::Tag(tag.clone());
-        let head = match self
-            .client()
-            .head_manifest(&route.upstream, &route.repository, &reference)
-            .await
-        {
+        let head = match self.client().head_manifest(&route.upstream, &route.repository, &reference).await {
             Ok(head) => head,
             Err(error) => {
                 let error = Error::from(error);
@@ -160,10 +144,7 @@ impl Puller {
         let Some(digest) = head.digest else {
             // An upstream whose HEAD names no digest: only the body tells.
             self.fetch_manifest(route, &reference).await?;
-            let record = metadata
-                .tag(upstream, &route.repository, tag)
-                .await
-                .ok_or(Error::Internal)?;
+            let record = metadata.tag(upstream, &route.repository, tag).await.ok_or(Error::Internal)?;
             return Ok((*record).clone());
         };
         let record = TagRecord {
@@ -185,35 +166,19 @@ impl Puller {
     pub async fn tags(&self, route: &Route, page: &Page) -> Result<TagListAnswer, Error> {
         let query = page.to_query();
         let upstream = route.upstream.name.as_str();
-        let kept = self
-            .store()
-            .metadata()
-            .tag_list(upstream, &route.repository, &query)
-            .await;
+        let kept = self.store().metadata().tag_list(upstream, &route.repository, &query).await;
         let key = key(route, format_args!("tags?{query}"));
         let (puller, asked, page) = (self.clone(), route.clone(), page.clone());
         let (fetched, joined) =
-            self.0.list_fetches.run(
-                key,
-                || async move { puller.fetch_tags(&asked, &page, &query).await },
-            );
+            self.0.list_fetches.run(key, || async move { puller.fetch_tags(&asked, &page, &query).await });
         let fetched = async { fetched.await.unwrap_or(Err(Error::Internal)) };
         let answer = |record: &TagListRecord, served| {
-            let age = self
-                .0
-                .clock
-                .now()
-                .since(record.fetched_at)
-                .unwrap_or(Duration::ZERO);
+            let age = self.0.clock.now().since(record.fetched_at).unwrap_or(Duration::ZERO);
             self.metrics().count_answer("tags", served);
             TagListAnswer {
                 tags: record.tags.clone(),
                 next: record.next.clone().map(|(n, last)| Page { n, last }),
-                freshness: Freshness {
-                    served,
-                    age,
-                    ttl: None,
-                },
+                freshness: Freshness { served, age, ttl: None },
             }
         };
         let served = if joined { Served::Collapsed } else { Served::Miss };
@@ -228,22 +193,14 @@ impl Puller {
     }
 
     async fn fetch_tags(&self, route: &Route, page: &Page, query: &str) -> Result<Arc<TagListRecord>, Error> {
-        let list = self
-            .client()
-            .tags(&route.upstream, &route.repository, page)
-            .await?;
+        let list = self.client().tags(&route.upstream, &route.repository, page).await?;
         let record = Arc::new(TagListRecord {
             tags: list.tags,
             next: list.next.map(|page| (page.n, page.last)),
             fetched_at: self.0.clock.now(),
         });
         let metadata = self.store().metadata();
-        metadata.set_tag_list(
-            route.upstream.name.as_str(),
-            &route.repository,
-            query,
-            Arc::clone(&record),
-        );
+        metadata.set_tag_list(route.upstream.name.as_str(), &route.repository, query, Arc::clone(&record));
         Ok(record)
     }
 }
@@ -279,19 +236,9 @@ mod tests {
 
     #[test]
     fn a_ttl_of_zero_always_asks_and_an_immutable_tag_never_does() {
-        let policy = |ttl| TagPolicy {
-            ttl,
-            stale_while_revalidate: seconds(0),
-            stale_if_error: seconds(10),
-        };
-        assert_eq!(
-            judge(&policy(Ttl::For(seconds(0))), Some(seconds(0))),
-            Verdict::OrOnError(0)
-        );
-        assert_eq!(
-            judge(&policy(Ttl::Forever), Some(seconds(u64::MAX))),
-            Verdict::Fresh(None)
-        );
+        let policy = |ttl| TagPolicy { ttl, stale_while_revalidate: seconds(0), stale_if_error: seconds(10) };
+        assert_eq!(judge(&policy(Ttl::For(seconds(0))), Some(seconds(0))), Verdict::OrOnError(0));
+        assert_eq!(judge(&policy(Ttl::Forever), Some(seconds(u64::MAX))), Verdict::Fresh(None));
         assert_eq!(judge(&policy(Ttl::Forever), None), Verdict::Fresh(None));
     }
 }

@@ -11,11 +11,7 @@ pub(super) struct Builtin {
 pub(super) const DOCKER_HUB: &str = "docker.io";
 
 const fn plain(name: &'static str, url: &'static str) -> Builtin {
-    Builtin {
-        name,
-        url,
-        aliases: &[],
-    }
+    Builtin { name, url, aliases: &[] }
 }
 
 pub(super) const BUILTIN: [Builtin; 7] = [

@@ -47,10 +47,7 @@ impl RoutingConfig {
     pub fn read(root: &Section<'_>) -> Self {
         let routing = root.section("routing");
         let with_builtin = routing.read("builtin", true);
-        let mut reader = Reader {
-            docker: read_docker_config(root),
-            warnings: Vec::new(),
-        };
+        let mut reader = Reader { docker: read_docker_config(root), warnings: Vec::new() };
         let mut upstreams: BTreeMap<UpstreamName, Upstream> = BTreeMap::new();
 
         let tables = root.section("upstreams");
@@ -67,19 +64,13 @@ impl RoutingConfig {
             if let Some(upstream) = reader.upstream(&name, None, &section)
                 && upstreams.insert(upstream.name.clone(), upstream).is_some()
             {
-                section.mistake(
-                    "",
-                    "another upstream has this name already; names are compared in lower case",
-                );
+                section
+                    .mistake("", "another upstream has this name already; names are compared in lower case");
             }
         }
         check_names(&tables, &upstreams);
         let default_upstream = read_default(&routing, &upstreams);
-        Self {
-            upstreams: upstreams.into_values().collect(),
-            default_upstream,
-            warnings: reader.warnings,
-        }
+        Self { upstreams: upstreams.into_values().collect(), default_upstream, warnings: reader.warnings }
     }
 
     /// Whether any endpoint has a credential of its own: whoever can reach this edge then shares its rights.
@@ -133,21 +124,12 @@ impl Reader {
         if tables.is_empty() {
             return self.endpoint(Some(default_url), section).into_iter().collect();
         }
-        for key in ENDPOINT_KEYS
-            .iter()
-            .filter(|key| **key != "endpoints" && section.has(key))
-        {
-            section.mistake(
-                key,
-                "belongs into a table of [[endpoints]], since this upstream has some",
-            );
+        for key in ENDPOINT_KEYS.iter().filter(|key| **key != "endpoints" && section.has(key)) {
+            section.mistake(key, "belongs into a table of [[endpoints]], since this upstream has some");
             // Read all the same, so that it is not reported a second time as unknown.
             section.optional::<String>(key);
         }
-        tables
-            .iter()
-            .filter_map(|table| self.endpoint(None, table))
-            .collect()
+        tables.iter().filter_map(|table| self.endpoint(None, table)).collect()
     }
 
     fn endpoint(&mut self, default_url: Option<&str>, section: &Section<'_>) -> Option<Endpoint> {
@@ -164,41 +146,23 @@ impl Reader {
         });
         let prefix = section.optional::<String>("prefix").and_then(|text| {
             let parsed = text.trim_matches('/').parse::<Repository>();
-            parsed
-                .map_err(|reason| section.mistake("prefix", reason.to_string()))
-                .ok()
+            parsed.map_err(|reason| section.mistake("prefix", reason.to_string())).ok()
         });
-        let rewrites = section
-            .sections("rewrite")
-            .iter()
-            .filter_map(read_rewrite)
-            .collect();
+        let rewrites = section.sections("rewrite").iter().filter_map(read_rewrite).collect();
         let own = read_credential(section);
         let tls = read_tls(section);
         let site = site?;
         if !site.is_secure() && tls != TlsSettings::default() {
-            section.mistake(
-                "url",
-                "is plain HTTP, so the TLS files of this endpoint would never be used",
-            );
+            section.mistake("url", "is plain HTTP, so the TLS files of this endpoint would never be used");
         }
         let credential = own.or_else(|| self.docker_credential(&site));
-        Some(Endpoint {
-            site,
-            prefix,
-            rewrites,
-            credential,
-            tls,
-        })
+        Some(Endpoint { site, prefix, rewrites, credential, tls })
     }
 
     fn docker_credential(&mut self, site: &Site) -> Option<Credential> {
         let (path, config) = self.docker.as_ref()?;
         match config.find(site)? {
-            Found::Login { key } => Some(Credential::DockerConfig {
-                path: path.clone(),
-                key,
-            }),
+            Found::Login { key } => Some(Credential::DockerConfig { path: path.clone(), key }),
             Found::Unusable { reason } => {
                 let path = path.display();
                 self.warnings.push(format!(
@@ -217,15 +181,9 @@ fn read_default(routing: &Section<'_>, upstreams: &BTreeMap<UpstreamName, Upstre
     if text.is_empty() {
         return None;
     }
-    let name = text
-        .parse::<UpstreamName>()
-        .ok()
-        .filter(|name| upstreams.contains_key(name));
+    let name = text.parse::<UpstreamName>().ok().filter(|name| upstreams.contains_key(name));
     if name.is_none() && is_given {
-        routing.mistake(
-            "default_upstream",
-            format!("there is no upstream {text:?}; \"\" means none"),
-        );
+        routing.mistake("default_upstream", format!("there is no upstream {text:?}; \"\" means none"));
     }
     name
 }
@@ -235,13 +193,7 @@ fn read_realms(section: &Section<'_>) -> Vec<Site> {
     let texts = section.list::<String>("realms", Vec::new());
     let urls: Vec<String> = texts
         .into_iter()
-        .map(|text| {
-            if text.contains("://") {
-                text
-            } else {
-                format!("https://{text}")
-            }
-        })
+        .map(|text| if text.contains("://") { text } else { format!("https://{text}") })
         .collect();
     parse_each(section, "realms", &urls)
 }
@@ -276,10 +228,7 @@ fn read_credential(section: &Section<'_>) -> Option<Credential> {
                     format!("{} cannot be read: {reason}", password_file.display()),
                 );
             }
-            Some(Credential::File {
-                username,
-                password_file,
-            })
+            Some(Credential::File { username, password_file })
         }
         (Some(_), None, None) => {
             section.mistake("username", "needs a `password_file` or `password`");
@@ -302,35 +251,20 @@ fn read_tls(section: &Section<'_>) -> TlsSettings {
         }
     }
     if let Some(Err(reason)) = key.as_deref().map(PrivateKeyDer::from_pem_file) {
-        section.mistake(
-            "client_key",
-            format!("no private key in PEM form can be read from it: {reason}"),
-        );
+        section.mistake("client_key", format!("no private key in PEM form can be read from it: {reason}"));
     }
     if certificate.is_some() != key.is_some() {
-        section.mistake(
-            "client_certificate",
-            "`client_certificate` and `client_key` need each other",
-        );
+        section.mistake("client_certificate", "`client_certificate` and `client_key` need each other");
     }
-    TlsSettings {
-        ca_file,
-        client_identity: certificate.zip(key),
-    }
+    TlsSettings { ca_file, client_identity: certificate.zip(key) }
 }
 
 fn check_certificates(path: &Path) -> Result<(), String> {
     let failed = |reason| format!("no certificate in PEM form can be read from it: {reason}");
     let certificates = CertificateDer::pem_file_iter(path).map_err(|reason| failed(reason.to_string()))?;
-    let count = certificates
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|reason| failed(reason.to_string()))?
-        .len();
-    if count == 0 {
-        Err(failed("it holds none".to_owned()))
-    } else {
-        Ok(())
-    }
+    let count =
+        certificates.collect::<Result<Vec<_>, _>>().map_err(|reason| failed(reason.to_string()))?.len();
+    if count == 0 { Err(failed("it holds none".to_owned())) } else { Ok(()) }
 }
 
 fn read_docker_config(root: &Section<'_>) -> Option<(PathBuf, DockerConfig)> {
@@ -340,10 +274,7 @@ fn read_docker_config(root: &Section<'_>) -> Option<(PathBuf, DockerConfig)> {
     match text.and_then(|text| DockerConfig::parse(&text)) {
         Ok(config) => Some((path, config)),
         Err(reason) => {
-            fetch.mistake(
-                "docker_config",
-                format!("{} cannot be read: {reason}", path.display()),
-            );
+            fetch.mistake("docker_config", format!("{} cannot be read: {reason}", path.display()));
             None
         }
     }
@@ -354,9 +285,7 @@ where
     T::Err: std::fmt::Display,
 {
     let parse = |text: &String| {
-        text.parse()
-            .map_err(|reason| section.mistake(key, format!("{text:?}: {reason}")))
-            .ok()
+        text.parse().map_err(|reason| section.mistake(key, format!("{text:?}: {reason}"))).ok()
     };
     texts.iter().filter_map(parse).collect()
 }
@@ -383,9 +312,7 @@ mod tests {
     use crate::runtime::Settings;
 
     fn read_with(text: &str, environment: &[(&str, &str)]) -> (RoutingConfig, String) {
-        let environment = environment
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let settings = Settings::new(Some((Path::new("edge.toml"), text)), environment, BTreeMap::new());
         let config = RoutingConfig::read(&settings.root());
         let mistakes = settings.finish().err().map(|mistakes| mistakes.to_string());
@@ -399,21 +326,13 @@ mod tests {
     }
 
     fn upstream<'c>(config: &'c RoutingConfig, name: &str) -> &'c Upstream {
-        config
-            .upstreams
-            .iter()
-            .find(|upstream| upstream.name.as_str() == name)
-            .unwrap()
+        config.upstreams.iter().find(|upstream| upstream.name.as_str() == name).unwrap()
     }
 
     #[test]
     fn the_public_registries_are_there_without_configuration() {
         let config = read("");
-        let names: Vec<_> = config
-            .upstreams
-            .iter()
-            .map(|upstream| upstream.name.as_str())
-            .collect();
+        let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
         let expected = [
             "docker.io",
             "gcr.io",
@@ -451,15 +370,9 @@ mod tests {
         let (config, mistakes) = read_with("", &environment);
         assert_eq!(mistakes, "");
         assert!(config.has_credentials());
-        let names: Vec<_> = config
-            .upstreams_with_credentials()
-            .map(UpstreamName::as_str)
-            .collect();
+        let names: Vec<_> = config.upstreams_with_credentials().map(UpstreamName::as_str).collect();
         assert_eq!(names, ["docker.io"]);
-        assert_eq!(
-            upstream(&config, "docker.io").endpoints[0].site.host(),
-            "registry-1.docker.io"
-        );
+        assert_eq!(upstream(&config, "docker.io").endpoints[0].site.host(), "registry-1.docker.io");
         assert!(!format!("{config:?}").contains("word"));
     }
 
@@ -481,17 +394,10 @@ mod tests {
         let hub = upstream(&config, "docker.io");
         assert_eq!(hub.access, Access::Open);
         assert_eq!(hub.aliases.len(), 2, "the built-in aliases stay");
-        let sites: Vec<_> = hub
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.site.to_string())
-            .collect();
+        let sites: Vec<_> = hub.endpoints.iter().map(|endpoint| endpoint.site.to_string()).collect();
         assert_eq!(sites, ["https://harbor.corp", "http://mirror.corp:5000"]);
         let nginx = "library/nginx".parse().unwrap();
-        assert_eq!(
-            hub.endpoints[0].repository(&nginx).unwrap().as_str(),
-            "proxy/nginx"
-        );
+        assert_eq!(hub.endpoints[0].repository(&nginx).unwrap().as_str(), "proxy/nginx");
         let realms: Vec<_> = hub.realms.iter().map(Site::to_string).collect();
         assert_eq!(realms, ["https://auth.corp", "http://auth.corp:5001"]);
     }
@@ -540,10 +446,7 @@ mod tests {
             "b.example.endpoints[0].url: is missing",
             "c.example.password_file: /nonexistent/password cannot be read",
         ] {
-            assert!(
-                mistakes.contains(expected),
-                "{expected} is missing in\n{mistakes}"
-            );
+            assert!(mistakes.contains(expected), "{expected} is missing in\n{mistakes}");
         }
     }
 
@@ -554,17 +457,10 @@ mod tests {
         let text = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"},"ghcr.io":{}},"credsStore":"desktop"}"#;
         std::fs::write(&path, text).unwrap();
         let config = read(&format!("[fetch]\ndocker_config = {path:?}\n"));
-        let names: Vec<_> = config
-            .upstreams_with_credentials()
-            .map(UpstreamName::as_str)
-            .collect();
+        let names: Vec<_> = config.upstreams_with_credentials().map(UpstreamName::as_str).collect();
         assert_eq!(names, ["docker.io"]);
         assert_eq!(config.warnings.len(), 1);
-        assert!(
-            config.warnings[0].contains("https://ghcr.io"),
-            "{:?}",
-            config.warnings
-        );
+        assert!(config.warnings[0].contains("https://ghcr.io"), "{:?}", config.warnings);
         let (_, mistakes) = read_with("[fetch]\ndocker_config = \"/nonexistent\"\n", &[]);
         assert!(mistakes.contains("fetch.docker_config"), "{mistakes}");
     }

@@ -45,10 +45,7 @@ impl Credential {
     pub async fn login(&self) -> Result<Login, CredentialError> {
         match self {
             Self::Fixed { username, password } => Ok(Login::new(username, password.clone())),
-            Self::File {
-                username,
-                password_file,
-            } => {
+            Self::File { username, password_file } => {
                 let text = read(password_file, tokio::fs::read_to_string(password_file).await)?;
                 Ok(Login::new(username, first_line(&text)))
             }
@@ -87,10 +84,7 @@ pub struct Login {
 
 impl Login {
     pub(super) fn new(username: &str, password: Secret) -> Self {
-        Self {
-            username: username.to_owned(),
-            password,
-        }
+        Self { username: username.to_owned(), password }
     }
 
     /// The user name.
@@ -122,10 +116,7 @@ pub struct CredentialError {
 }
 
 fn read(path: &Path, text: io::Result<String>) -> Result<String, CredentialError> {
-    text.map_err(|error| CredentialError {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
+    text.map_err(|error| CredentialError { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// A password file usually ends with a line feed that is not part of the password.
@@ -142,36 +133,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let password_file = directory.path().join("password");
         std::fs::write(&password_file, "old\n").unwrap();
-        let credential = Credential::File {
-            username: "robot".to_owned(),
-            password_file: password_file.clone(),
-        };
-        assert_eq!(
-            credential.login().await.unwrap().basic().expose(),
-            "Basic cm9ib3Q6b2xk"
-        );
+        let credential =
+            Credential::File { username: "robot".to_owned(), password_file: password_file.clone() };
+        assert_eq!(credential.login().await.unwrap().basic().expose(), "Basic cm9ib3Q6b2xk");
         std::fs::write(&password_file, "new").unwrap();
-        assert_eq!(
-            credential.login().await.unwrap().basic().expose(),
-            "Basic cm9ib3Q6bmV3"
-        );
+        assert_eq!(credential.login().await.unwrap().basic().expose(), "Basic cm9ib3Q6bmV3");
         std::fs::remove_file(&password_file).unwrap();
-        assert!(
-            credential
-                .login()
-                .await
-                .unwrap_err()
-                .to_string()
-                .contains("password")
-        );
+        assert!(credential.login().await.unwrap_err().to_string().contains("password"));
     }
 
     #[test]
     fn a_credential_never_shows_itself() {
-        let credential = Credential::Fixed {
-            username: "hidden-user".to_owned(),
-            password: Secret::new("hidden-word"),
-        };
+        let credential =
+            Credential::Fixed { username: "hidden-user".to_owned(), password: Secret::new("hidden-word") };
         assert!(!format!("{credential:?}").contains("hidden"));
         let login = Login::new("hidden-user", Secret::new("hidden-word"));
         assert!(!format!("{login:?} {:?}", login.basic()).contains("hidden"));

@@ -41,11 +41,7 @@ impl DockerConfig {
     /// Reads the file's text.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        if value.is_object() {
-            Ok(Self(value))
-        } else {
-            Err("it is not a JSON object".to_owned())
-        }
+        if value.is_object() { Ok(Self(value)) } else { Err("it is not a JSON object".to_owned()) }
     }
 
     /// What the file says about an endpoint; `None` when it says nothing.
@@ -58,14 +54,10 @@ impl DockerConfig {
                 .and_then(|(_, helper)| helper.as_str())
         });
         if let Some(helper) = helper {
-            return Some(unusable(format!(
-                "its login is kept by the helper docker-credential-{helper}"
-            )));
+            return Some(unusable(format!("its login is kept by the helper docker-credential-{helper}")));
         }
-        let (key, entry) = self.0["auths"]
-            .as_object()?
-            .iter()
-            .find(|(key, _)| names.contains(&normal(key)))?;
+        let (key, entry) =
+            self.0["auths"].as_object()?.iter().find(|(key, _)| names.contains(&normal(key)))?;
         if inline(entry).is_some() {
             return Some(Found::Login { key: key.clone() });
         }
@@ -73,9 +65,9 @@ impl DockerConfig {
             return Some(unusable("its login is an identity token".to_owned()));
         }
         match self.0["credsStore"].as_str() {
-            Some(store) => Some(unusable(format!(
-                "its login is kept by the helper docker-credential-{store}"
-            ))),
+            Some(store) => {
+                Some(unusable(format!("its login is kept by the helper docker-credential-{store}")))
+            }
             None => Some(unusable("its login cannot be read".to_owned())),
         }
     }
@@ -104,11 +96,7 @@ fn unusable(reason: String) -> Found {
 
 fn names_of(site: &Site) -> Vec<String> {
     if HUB_HOSTS.contains(&site.host()) {
-        return HUB_HOSTS
-            .iter()
-            .map(|host| (*host).to_owned())
-            .chain([normal(HUB_KEY)])
-            .collect();
+        return HUB_HOSTS.iter().map(|host| (*host).to_owned()).chain([normal(HUB_KEY)]).collect();
     }
     let with_port = format!("{}:{}", site.host(), site.port());
     vec![site.authority(), with_port]
@@ -116,15 +104,9 @@ fn names_of(site: &Site) -> Vec<String> {
 
 /// `https://ghcr.io/v2/` and `ghcr.io` are one host. A longer path names a namespace, which is something else.
 fn normal(key: &str) -> String {
-    let key = key
-        .strip_prefix("https://")
-        .or_else(|| key.strip_prefix("http://"))
-        .unwrap_or(key);
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let key = key.trim_end_matches('/');
-    let key = key
-        .strip_suffix("/v1")
-        .or_else(|| key.strip_suffix("/v2"))
-        .unwrap_or(key);
+    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
     key.to_ascii_lowercase()
 }
 
@@ -155,11 +137,7 @@ mod tests {
     #[test]
     fn every_way_to_write_a_login_is_found_for_its_endpoint() {
         let cases = [
-            (
-                "https://registry-1.docker.io",
-                "https://index.docker.io/v1/",
-                "Basic aHViOnB3OndpdGg6Y29sb25z",
-            ),
+            ("https://registry-1.docker.io", "https://index.docker.io/v1/", "Basic aHViOnB3OndpdGg6Y29sb25z"),
             ("https://quay.io", "quay.io", "Basic cXVheTpzZWNyZXQ="),
             ("https://ghcr.io", "https://Ghcr.io/v2/", "Basic Z2g6cHc="),
             ("http://localhost:5000", "localhost:5000", "Basic bG9jYWw6cHc="),
@@ -172,12 +150,9 @@ mod tests {
 
     #[test]
     fn a_login_goes_to_no_other_host_or_port() {
-        for url in [
-            "https://localhost",
-            "https://localhost:5001",
-            "https://sub.quay.io",
-            "https://shared.example",
-        ] {
+        for url in
+            ["https://localhost", "https://localhost:5001", "https://sub.quay.io", "https://shared.example"]
+        {
             assert_eq!(find(url), None, "{url}");
         }
     }
@@ -189,15 +164,10 @@ mod tests {
             ("https://stored.example", "docker-credential-desktop"),
             ("https://helped.example", "docker-credential-ecr-login"),
         ] {
-            let Some(Found::Unusable { reason }) = find(url) else {
-                panic!("{url} is usable")
-            };
+            let Some(Found::Unusable { reason }) = find(url) else { panic!("{url} is usable") };
             assert!(reason.contains(part), "{reason}");
         }
-        assert!(matches!(
-            find("https://broken.example"),
-            Some(Found::Unusable { .. })
-        ));
+        assert!(matches!(find("https://broken.example"), Some(Found::Unusable { .. })));
         assert!(DockerConfig::parse("[]").is_err());
     }
 }

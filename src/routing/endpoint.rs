@@ -36,9 +36,7 @@ impl FromStr for UpstreamName {
         };
         let host_fits = !host.is_empty()
             && host.len() <= 253
-            && host
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
             && host.starts_with(|c: char| c.is_ascii_alphanumeric());
         if host_fits && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
             Ok(Self(normal_name(text).into()))
@@ -127,13 +125,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// An anonymous endpoint with nothing special about it.
     pub fn new(site: Site) -> Self {
-        Self {
-            site,
-            prefix: None,
-            rewrites: Vec::new(),
-            credential: None,
-            tls: TlsSettings::default(),
-        }
+        Self { site, prefix: None, rewrites: Vec::new(), credential: None, tls: TlsSettings::default() }
     }
 
     /// What `repository` is called at this endpoint.
@@ -142,20 +134,16 @@ impl Endpoint {
     /// [`RewriteError`] when a rule or the prefix makes something that is no repository name.
     pub fn repository(&self, repository: &Repository) -> Result<Repository, RewriteError> {
         let failed = |result: String| {
-            move |reason: NameError| RewriteError {
-                repository: repository.clone(),
-                result,
-                reason,
-            }
+            move |reason: NameError| RewriteError { repository: repository.clone(), result, reason }
         };
         let renamed = match self.rewrites.iter().find_map(|rule| rule.apply(repository)) {
             Some(text) => text.parse().map_err(failed(text))?,
             None => repository.clone(),
         };
         match &self.prefix {
-            Some(prefix) => renamed
-                .with_prefix(prefix.as_str())
-                .map_err(failed(format!("{prefix}/{renamed}"))),
+            Some(prefix) => {
+                renamed.with_prefix(prefix.as_str()).map_err(failed(format!("{prefix}/{renamed}")))
+            }
             None => Ok(renamed),
         }
     }
@@ -171,10 +159,7 @@ pub struct Rewrite {
 impl Rewrite {
     /// Replaces what `pattern` matches; `$1` in `replacement` stands for its first group.
     pub fn new(pattern: Regex, replacement: impl Into<String>) -> Self {
-        Self {
-            pattern,
-            replacement: replacement.into(),
-        }
+        Self { pattern, replacement: replacement.into() }
     }
 
     fn apply(&self, repository: &Repository) -> Option<String> {
@@ -232,10 +217,7 @@ mod tests {
             Rewrite::new(Regex::new("^(.*)$").unwrap(), "other/$1"),
         ];
         assert_eq!(name(&endpoint, "library/nginx"), "dockerhub-proxy/nginx");
-        assert_eq!(
-            name(&endpoint, "grafana/loki"),
-            "dockerhub-proxy/other/grafana/loki"
-        );
+        assert_eq!(name(&endpoint, "grafana/loki"), "dockerhub-proxy/other/grafana/loki");
     }
 
     #[test]
@@ -254,9 +236,6 @@ mod tests {
         for name in ["", "a/b", "a b", ":5000", "a:0", "a:x", "https://a", "-a", "a@b"] {
             assert!(name.parse::<UpstreamName>().is_err(), "{name}");
         }
-        assert_eq!(
-            "REGISTRY.example.:80".parse::<UpstreamName>().unwrap().as_str(),
-            "registry.example:80"
-        );
+        assert_eq!("REGISTRY.example.:80".parse::<UpstreamName>().unwrap().as_str(), "registry.example:80");
     }
 }

@@ -81,23 +81,14 @@ impl Routes {
         for upstream in &upstreams {
             let names = [&upstream.name].into_iter().map(|name| (name, false));
             for (name, is_alias) in names.chain(upstream.aliases.iter().map(|alias| (alias, true))) {
-                let entry = Entry {
-                    upstream: Arc::clone(upstream),
-                    is_alias,
-                };
+                let entry = Entry { upstream: Arc::clone(upstream), is_alias };
                 by_name.entry(name.as_str().into()).or_insert(entry);
             }
         }
-        let default = config.default_upstream.and_then(|name| {
-            by_name
-                .get(name.as_str())
-                .map(|entry: &Entry| Arc::clone(&entry.upstream))
-        });
-        Self {
-            upstreams,
-            by_name,
-            default,
-        }
+        let default = config
+            .default_upstream
+            .and_then(|name| by_name.get(name.as_str()).map(|entry: &Entry| Arc::clone(&entry.upstream)));
+        Self { upstreams, by_name, default }
     }
 
     /// Every upstream, in the order of their names.
@@ -121,9 +112,7 @@ impl Routes {
         repository: &Repository,
     ) -> Result<Route, RoutingError> {
         if let Some(ns) = ns {
-            let entry = self
-                .named(ns)
-                .ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
+            let entry = self.named(ns).ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
             return Ok(self.behind(&entry.upstream, repository, MatchedBy::Namespace));
         }
         if let Some(upstream) = host.and_then(|host| self.by_host(host)) {
@@ -136,17 +125,13 @@ impl Routes {
         }
         match &self.default {
             Some(upstream) => Ok(route(upstream, repository.clone(), MatchedBy::Default)),
-            None => Err(RoutingError::NoUpstream {
-                repository: repository.clone(),
-            }),
+            None => Err(RoutingError::NoUpstream { repository: repository.clone() }),
         }
     }
 
     fn named(&self, name: &str) -> Option<&Entry> {
         // Nearly every name arrives in its normal form already.
-        self.by_name
-            .get(name)
-            .or_else(|| self.by_name.get(normal_name(name).as_str()))
+        self.by_name.get(name).or_else(|| self.by_name.get(normal_name(name).as_str()))
     }
 
     /// The whole header names an upstream, or its host without the port is an alias. A *name* never matches
@@ -156,17 +141,13 @@ impl Routes {
             return Some(&entry.upstream);
         }
         let (host, _port) = host.rsplit_once(':')?;
-        self.named(host)
-            .filter(|entry| entry.is_alias)
-            .map(|entry| &entry.upstream)
+        self.named(host).filter(|entry| entry.is_alias).map(|entry| &entry.upstream)
     }
 
     /// The upstream is known already; a prefix that names it once more (BuildKit sends both) is taken off.
     fn behind(&self, upstream: &Arc<Upstream>, repository: &Repository, matched_by: MatchedBy) -> Route {
         let named_again = repository.strip_first().filter(|(first, _)| {
-            self.by_name
-                .get(*first)
-                .is_some_and(|entry| Arc::ptr_eq(&entry.upstream, upstream))
+            self.by_name.get(*first).is_some_and(|entry| Arc::ptr_eq(&entry.upstream, upstream))
         });
         match named_again {
             Some((_, rest)) => route(upstream, rest, matched_by),
@@ -183,11 +164,7 @@ fn route(upstream: &Arc<Upstream>, repository: Repository, matched_by: MatchedBy
     } else {
         repository
     };
-    Route {
-        upstream: Arc::clone(upstream),
-        repository,
-        matched_by,
-    }
+    Route { upstream: Arc::clone(upstream), repository, matched_by }
 }
 
 /// Enough of a client's text to recognise it in an error.
@@ -203,11 +180,8 @@ mod tests {
     use std::path::Path;
 
     fn routes(text: &str) -> Routes {
-        let settings = Settings::new(
-            Some((Path::new("edge.toml"), text)),
-            [],
-            std::collections::BTreeMap::new(),
-        );
+        let settings =
+            Settings::new(Some((Path::new("edge.toml"), text)), [], std::collections::BTreeMap::new());
         let config = RoutingConfig::read(&settings.root());
         settings.finish().unwrap();
         Routes::new(config)
@@ -215,10 +189,7 @@ mod tests {
 
     fn find(routes: &Routes, ns: Option<&str>, host: Option<&str>, repository: &str) -> String {
         match routes.find(ns, host, &repository.parse().unwrap()) {
-            Ok(route) => format!(
-                "{:?} {} {}",
-                route.matched_by, route.upstream.name, route.repository
-            ),
+            Ok(route) => format!("{:?} {} {}", route.matched_by, route.upstream.name, route.repository),
             Err(error) => format!("error {error}"),
         }
     }
@@ -229,94 +200,36 @@ mod tests {
             routes("[upstreams.\"corp.example\"]\naliases = [\"mirror.corp\", \"edge.corp:8443\"]\n");
         let cases = [
             (Some("quay.io"), None, "a/b", "Namespace quay.io a/b"),
-            (
-                Some("QUAY.io"),
-                Some("mirror.corp"),
-                "ghcr.io/a/b",
-                "Namespace quay.io ghcr.io/a/b",
-            ),
-            (
-                Some("docker.io"),
-                None,
-                "nginx",
-                "Namespace docker.io library/nginx",
-            ),
-            (
-                Some("registry-1.docker.io"),
-                None,
-                "library/nginx",
-                "Namespace docker.io library/nginx",
-            ),
-            (
-                Some("docker.io"),
-                None,
-                "docker.io/nginx",
-                "Namespace docker.io library/nginx",
-            ),
-            (
-                Some("docker.io"),
-                None,
-                "index.docker.io/a/b",
-                "Namespace docker.io a/b",
-            ),
+            (Some("QUAY.io"), Some("mirror.corp"), "ghcr.io/a/b", "Namespace quay.io ghcr.io/a/b"),
+            (Some("docker.io"), None, "nginx", "Namespace docker.io library/nginx"),
+            (Some("registry-1.docker.io"), None, "library/nginx", "Namespace docker.io library/nginx"),
+            (Some("docker.io"), None, "docker.io/nginx", "Namespace docker.io library/nginx"),
+            (Some("docker.io"), None, "index.docker.io/a/b", "Namespace docker.io a/b"),
             (None, Some("mirror.corp"), "a/b", "HostAlias corp.example a/b"),
-            (
-                None,
-                Some("Mirror.corp:5050"),
-                "a/b",
-                "HostAlias corp.example a/b",
-            ),
-            (
-                None,
-                Some("mirror.corp"),
-                "corp.example/a",
-                "HostAlias corp.example a",
-            ),
+            (None, Some("Mirror.corp:5050"), "a/b", "HostAlias corp.example a/b"),
+            (None, Some("mirror.corp"), "corp.example/a", "HostAlias corp.example a"),
             (None, Some("edge.corp:8443"), "a/b", "HostAlias corp.example a/b"),
             (None, Some("edge.corp:9999"), "a/b", "Default docker.io a/b"),
             (None, Some("quay.io"), "a/b", "HostAlias quay.io a/b"),
             (None, Some("quay.io:5050"), "a/b", "Default docker.io a/b"),
             (None, Some("[::1]:5050"), "quay.io/a/b", "Prefix quay.io a/b"),
-            (
-                None,
-                Some("localhost:5050"),
-                "docker.io/nginx",
-                "Prefix docker.io library/nginx",
-            ),
+            (None, Some("localhost:5050"), "docker.io/nginx", "Prefix docker.io library/nginx"),
             (None, None, "ghcr.io/a", "Prefix ghcr.io a"),
             (None, None, "nginx", "Default docker.io library/nginx"),
             (None, None, "quay.io", "Default docker.io library/quay.io"),
-            (
-                None,
-                None,
-                "unknown.example/a",
-                "Default docker.io unknown.example/a",
-            ),
+            (None, None, "unknown.example/a", "Default docker.io unknown.example/a"),
         ];
         for (ns, host, repository, expected) in cases {
-            assert_eq!(
-                find(&routes, ns, host, repository),
-                expected,
-                "{ns:?} {host:?} {repository}"
-            );
+            assert_eq!(find(&routes, ns, host, repository), expected, "{ns:?} {host:?} {repository}");
         }
     }
 
     #[test]
     fn an_unknown_ns_is_refused_and_says_how_to_add_it() {
         let routes = routes("");
-        for ns in [
-            "evil.example",
-            "127.0.0.1:80",
-            "",
-            "http://quay.io",
-            "quay.io:5000",
-        ] {
+        for ns in ["evil.example", "127.0.0.1:80", "", "http://quay.io", "quay.io:5000"] {
             let answer = find(&routes, Some(ns), Some("quay.io"), "quay.io/a/b");
-            assert!(
-                answer.starts_with("error") && answer.contains("[upstreams."),
-                "{answer}"
-            );
+            assert!(answer.starts_with("error") && answer.contains("[upstreams."), "{answer}");
         }
         assert!(find(&routes, Some(&"x".repeat(10_000)), None, "a").len() < 400);
     }
@@ -325,10 +238,7 @@ mod tests {
     fn without_a_default_a_bare_repository_is_refused() {
         let routes = routes("[routing]\ndefault_upstream = \"\"\n");
         assert!(find(&routes, None, None, "library/nginx").starts_with("error"));
-        assert_eq!(
-            find(&routes, None, None, "docker.io/nginx"),
-            "Prefix docker.io library/nginx"
-        );
+        assert_eq!(find(&routes, None, None, "docker.io/nginx"), "Prefix docker.io library/nginx");
     }
 
     proptest! {

@@ -43,11 +43,7 @@ impl Site {
             None if authority.as_str() != authority.host() => return Err(SiteError::Host),
             None => Self::default_port(secure),
         };
-        Ok(Self {
-            secure,
-            host: host.into(),
-            port,
-        })
+        Ok(Self { secure, host: host.into(), port })
     }
 
     /// Whether it is reached by TLS.
@@ -91,12 +87,7 @@ impl Site {
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}://{}",
-            if self.secure { "https" } else { "http" },
-            self.authority()
-        )
+        write!(f, "{}://{}", if self.secure { "https" } else { "http" }, self.authority())
     }
 }
 
@@ -115,9 +106,9 @@ impl FromStr for Site {
         let site = Self::of(&uri)?;
         match uri.path_and_query().map_or("/", |path| path.as_str()) {
             "/" | "" => Ok(site),
-            path => Err(SiteError::Path {
-                advice: path.trim_matches('/').trim_start_matches("v2/").to_owned(),
-            }),
+            path => {
+                Err(SiteError::Path { advice: path.trim_matches('/').trim_start_matches("v2/").to_owned() })
+            }
         }
     }
 }
@@ -161,51 +152,29 @@ mod tests {
 
     #[test]
     fn the_same_site_is_the_same_however_it_is_written() {
-        assert_eq!(
-            site("https://Registry.Example./"),
-            site("https://registry.example:443")
-        );
+        assert_eq!(site("https://Registry.Example./"), site("https://registry.example:443"));
         assert_eq!(site("http://[::1]:80"), site("http://[::1]"));
         assert_ne!(site("https://registry.example"), site("http://registry.example"));
-        assert_ne!(
-            site("https://registry.example"),
-            site("https://registry.example:8443")
-        );
-        assert_eq!(
-            site("https://registry.example:8443").to_string(),
-            "https://registry.example:8443"
-        );
+        assert_ne!(site("https://registry.example"), site("https://registry.example:8443"));
+        assert_eq!(site("https://registry.example:8443").to_string(), "https://registry.example:8443");
     }
 
     #[test]
     fn what_is_no_site_is_refused_with_advice() {
-        for text in [
-            "registry.example",
-            "ftp://x",
-            "https://",
-            "https://x:0x50",
-            "https://x:99999",
-            "https://x:",
-        ] {
+        for text in
+            ["registry.example", "ftp://x", "https://", "https://x:0x50", "https://x:99999", "https://x:"]
+        {
             assert!(text.parse::<Site>().is_err(), "{text}");
         }
         assert_eq!("https://a@b".parse::<Site>(), Err(SiteError::UserInfo));
-        let advice = "https://harbor.example/v2/proxy"
-            .parse::<Site>()
-            .unwrap_err()
-            .to_string();
+        let advice = "https://harbor.example/v2/proxy".parse::<Site>().unwrap_err().to_string();
         assert!(advice.contains("prefix = \"proxy\""), "{advice}");
     }
 
     #[test]
     fn urls_are_built_from_the_site_alone() {
-        let url = site("https://registry.example:8443")
-            .url("/v2/a/tags/list?n=1")
-            .unwrap();
-        assert_eq!(
-            url.to_string(),
-            "https://registry.example:8443/v2/a/tags/list?n=1"
-        );
+        let url = site("https://registry.example:8443").url("/v2/a/tags/list?n=1").unwrap();
+        assert_eq!(url.to_string(), "https://registry.example:8443/v2/a/tags/list?n=1");
         assert_eq!(site("http://h").url("/v2/").unwrap().to_string(), "http://h/v2/");
     }
 }

@@ -16,11 +16,7 @@ pub struct Backoff {
 impl Backoff {
     /// Starts at `base` and never waits longer than `cap`.
     pub fn new(base: Duration, cap: Duration) -> Self {
-        Self {
-            next: base,
-            base,
-            cap,
-        }
+        Self { next: base, base, cap }
     }
 
     /// The next wait; each call doubles the one after it.

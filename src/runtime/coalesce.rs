@@ -26,9 +26,7 @@ type Running<V> = Shared<BoxFuture<'static, Option<V>>>;
 
 impl<K, V> fmt::Debug for Coalesce<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Coalesce")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("Coalesce").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -39,11 +37,7 @@ where
 {
     /// Work that runs as tasks called `name`.
     pub fn new(name: &'static str, tasks: &Tasks) -> Self {
-        Self {
-            name,
-            tasks: tasks.clone(),
-            running: Arc::default(),
-        }
+        Self { name, tasks: tasks.clone(), running: Arc::default() }
     }
 
     /// The outcome of the work under way for `key`, or of `work` where there is none. The flag says
@@ -59,10 +53,7 @@ where
         if let Some(shared) = running.get(&key) {
             return (shared.clone(), true);
         }
-        let done = Done {
-            key: key.clone(),
-            running: Arc::clone(&self.running),
-        };
+        let done = Done { key: key.clone(), running: Arc::clone(&self.running) };
         let work = work();
         let handle = self.tasks.spawn(self.name, async move {
             // Dropped when the work ends, also by a panic: the key is free again.
@@ -82,11 +73,7 @@ struct Done<K: Eq + Hash, V> {
 
 impl<K: Eq + Hash, V> Drop for Done<K, V> {
     fn drop(&mut self) {
-        let removed = self
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        let removed = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
         // Dropped outside the lock: it may hold the last reference to the outcome.
         drop(removed);
     }

@@ -85,9 +85,7 @@ impl FromStr for Percent {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text
-            .strip_suffix('%')
-            .ok_or("a share is written with its sign, as in 25%")?;
+        let digits = text.strip_suffix('%').ok_or("a share is written with its sign, as in 25%")?;
         match digits.trim().parse::<u8>() {
             Ok(n) if n <= 100 => Ok(Self(n)),
             _ => Err("a share is a whole number from 0% to 100%".to_owned()),
@@ -108,12 +106,8 @@ mod tests {
 
     #[test]
     fn sizes_read_as_operators_write_them() {
-        for (text, bytes) in [
-            ("64MiB", 64 << 20),
-            ("1.5GB", 1_500_000_000),
-            ("4096", 4096),
-            ("1 KiB", 1024),
-        ] {
+        for (text, bytes) in [("64MiB", 64 << 20), ("1.5GB", 1_500_000_000), ("4096", 4096), ("1 KiB", 1024)]
+        {
             assert_eq!(text.parse::<Bytes>().unwrap().as_u64(), bytes, "{text}");
         }
         assert!("many".parse::<Bytes>().is_err());

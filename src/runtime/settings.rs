@@ -144,10 +144,7 @@ impl Settings {
                 }));
                 table_item(text, 1, table.get_ref())
             }
-            None => Item {
-                line: 1,
-                node: Node::Table(BTreeMap::new()),
-            },
+            None => Item { line: 1, node: Node::Table(BTreeMap::new()) },
         };
         Self {
             file: file.map(|(path, _)| path.to_owned()),
@@ -166,11 +163,7 @@ impl Settings {
 
     /// The top-level table.
     pub fn root(&self) -> Section<'_> {
-        Section {
-            settings: self,
-            path: String::new(),
-            item: Some(&self.root),
-        }
+        Section { settings: self, path: String::new(), item: Some(&self.root) }
     }
 
     /// Declares a variable that is no setting (`CLAWHUB_EDGE_CONFIG`), so that it is not reported.
@@ -191,11 +184,7 @@ impl Settings {
         self.report_unknown_keys("", &self.root);
         let unknown_variables: Vec<_> = {
             let known = self.known_variables.borrow();
-            self.environment
-                .keys()
-                .filter(|variable| !known.contains(*variable))
-                .cloned()
-                .collect()
+            self.environment.keys().filter(|variable| !known.contains(*variable)).cloned().collect()
         };
         for variable in unknown_variables {
             self.note(
@@ -205,11 +194,7 @@ impl Settings {
             );
         }
         let mistakes = self.mistakes.into_inner();
-        if mistakes.is_empty() {
-            Ok(())
-        } else {
-            Err(Mistakes(mistakes))
-        }
+        if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
     }
 
     fn report_unknown_keys(&self, path: &str, item: &Item) {
@@ -251,17 +236,11 @@ impl Settings {
     }
 
     fn origin(&self, line: usize) -> Origin {
-        self.file
-            .clone()
-            .map_or(Origin::Default, |path| Origin::File(path, line))
+        self.file.clone().map_or(Origin::Default, |path| Origin::File(path, line))
     }
 
     fn note(&self, origin: Origin, key: &str, message: String) {
-        self.mistakes.borrow_mut().push(Mistake {
-            origin,
-            key: key.to_owned(),
-            message,
-        });
+        self.mistakes.borrow_mut().push(Mistake { origin, key: key.to_owned(), message });
     }
 }
 
@@ -281,33 +260,18 @@ impl<'s> Section<'s> {
         if let Some(found) = item
             && !matches!(found.node, Node::Table(_))
         {
-            self.settings.note(
-                self.settings.origin(found.line),
-                &path,
-                "expected a table".to_owned(),
-            );
+            self.settings.note(self.settings.origin(found.line), &path, "expected a table".to_owned());
         }
-        Section {
-            settings: self.settings,
-            path,
-            item,
-        }
+        Section { settings: self.settings, path, item }
     }
 
     /// The tables below `name`, by the names that the operator gave them.
     pub fn named_sections(&self, name: &str) -> Vec<(String, Section<'s>)> {
         let parent = self.section(name);
-        let Some(Item {
-            node: Node::Table(table),
-            ..
-        }) = parent.item
-        else {
+        let Some(Item { node: Node::Table(table), .. }) = parent.item else {
             return Vec::new();
         };
-        table
-            .keys()
-            .map(|key| (key.clone(), parent.section(key)))
-            .collect()
+        table.keys().map(|key| (key.clone(), parent.section(key))).collect()
     }
 
     /// The tables of the array `[[name]]`.
@@ -315,10 +279,7 @@ impl<'s> Section<'s> {
         let path = self.enter(name);
         match self.child(name) {
             None => Vec::new(),
-            Some(Item {
-                node: Node::Array(items),
-                ..
-            }) => items
+            Some(Item { node: Node::Array(items), .. }) => items
                 .iter()
                 .enumerate()
                 .map(|(index, item)| Section {
@@ -329,8 +290,7 @@ impl<'s> Section<'s> {
                 .collect(),
             Some(found) => {
                 let message = format!("expected an array of tables, written as [[{name}]]");
-                self.settings
-                    .note(self.settings.origin(found.line), &path, message);
+                self.settings.note(self.settings.origin(found.line), &path, message);
                 Vec::new()
             }
         }
@@ -343,10 +303,7 @@ impl<'s> Section<'s> {
 
     /// The value of `key`, or `default`.
     pub fn read<T: Setting>(&self, key: &str, default: T) -> T {
-        self.settings
-            .defaults
-            .borrow_mut()
-            .push((join(&self.path, key), default.to_text()));
+        self.settings.defaults.borrow_mut().push((join(&self.path, key), default.to_text()));
         self.optional(key).unwrap_or(default)
     }
 
@@ -357,8 +314,7 @@ impl<'s> Section<'s> {
         match T::from_text(&text) {
             Ok(value) => Some(value),
             Err(reason) => {
-                self.settings
-                    .note(origin, &path, format!("expected {}: {reason}", T::EXPECTED));
+                self.settings.note(origin, &path, format!("expected {}: {reason}", T::EXPECTED));
                 None
             }
         }
@@ -382,10 +338,7 @@ impl<'s> Section<'s> {
         }
         match self.child(key) {
             None => default,
-            Some(Item {
-                node: Node::Array(items),
-                ..
-            }) => items
+            Some(Item { node: Node::Array(items), .. }) => items
                 .iter()
                 .filter_map(|item| {
                     let origin = self.settings.origin(item.line);
@@ -394,8 +347,7 @@ impl<'s> Section<'s> {
                             self.parse_item(&origin, &path, text)
                         }
                         _ => {
-                            self.settings
-                                .note(origin, &path, format!("expected {}", T::EXPECTED));
+                            self.settings.note(origin, &path, format!("expected {}", T::EXPECTED));
                             None
                         }
                     }
@@ -403,8 +355,7 @@ impl<'s> Section<'s> {
                 .collect(),
             Some(found) => {
                 let message = format!("expected an array of {}", T::EXPECTED);
-                self.settings
-                    .note(self.settings.origin(found.line), &path, message);
+                self.settings.note(self.settings.origin(found.line), &path, message);
                 default
             }
         }
@@ -416,11 +367,7 @@ impl<'s> Section<'s> {
         let path = self.enter(name);
         let (origin, text) = self.overriding(&path)?;
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-        Some(
-            items
-                .filter_map(|item| self.parse_item(&origin, &path, item))
-                .collect(),
-        )
+        Some(items.filter_map(|item| self.parse_item(&origin, &path, item)).collect())
     }
 
     /// Whether `key` has a value, wherever it comes from.
@@ -430,11 +377,7 @@ impl<'s> Section<'s> {
 
     /// Notes that the value of `key` cannot be used, for reasons that only the caller knows.
     pub fn mistake(&self, key: &str, message: impl Into<String>) {
-        let path = if key.is_empty() {
-            self.path.clone()
-        } else {
-            join(&self.path, key)
-        };
+        let path = if key.is_empty() { self.path.clone() } else { join(&self.path, key) };
         let origin = match (self.overriding(&path), self.child(key).or(self.item)) {
             (Some((origin, _)), _) => origin,
             (None, Some(item)) => self.settings.origin(item.line),
@@ -446,11 +389,7 @@ impl<'s> Section<'s> {
     fn parse_item<T: Setting>(&self, origin: &Origin, path: &str, text: &str) -> Option<T> {
         T::from_text(text)
             .map_err(|reason| {
-                self.settings.note(
-                    origin.clone(),
-                    path,
-                    format!("expected {}: {reason}", T::EXPECTED),
-                );
+                self.settings.note(origin.clone(), path, format!("expected {}: {reason}", T::EXPECTED));
             })
             .ok()
     }
@@ -464,20 +403,16 @@ impl<'s> Section<'s> {
         match &item.node {
             Node::Scalar(kind, text) if T::KIND.accepts(*kind) => return Some((origin, text.clone())),
             Node::Scalar(_, text) => {
-                self.settings
-                    .note(origin, path, format!("expected {}, found {text}", T::EXPECTED));
+                self.settings.note(origin, path, format!("expected {}, found {text}", T::EXPECTED));
             }
             Node::Array(_) => {
-                self.settings
-                    .note(origin, path, format!("expected {}, found an array", T::EXPECTED));
+                self.settings.note(origin, path, format!("expected {}, found an array", T::EXPECTED));
             }
             Node::Table(_) => {
-                self.settings
-                    .note(origin, path, format!("expected {}, found a table", T::EXPECTED));
+                self.settings.note(origin, path, format!("expected {}, found a table", T::EXPECTED));
             }
             Node::Other(what) => {
-                self.settings
-                    .note(origin, path, format!("expected {}, found {what}", T::EXPECTED));
+                self.settings.note(origin, path, format!("expected {}, found {what}", T::EXPECTED));
             }
         }
         None
@@ -501,44 +436,24 @@ impl<'s> Section<'s> {
 
     fn enter(&self, name: &str) -> String {
         let path = join(&self.path, name);
-        self.settings
-            .known_variables
-            .borrow_mut()
-            .insert(variable_of(&path));
+        self.settings.known_variables.borrow_mut().insert(variable_of(&path));
         self.settings.known.borrow_mut().insert(path.clone());
         path
     }
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
-    }
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 fn variable_of(path: &str) -> String {
-    let name: String = path
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_uppercase()
-            } else {
-                '_'
-            }
-        })
-        .collect();
+    let name: String =
+        path.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect();
     format!("{ENV_PREFIX}{name}")
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes()
-        .iter()
-        .take(offset)
-        .filter(|byte| **byte == b'\n')
-        .count()
-        + 1
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
 }
 
 fn table_item(text: &str, line: usize, table: &DeTable<'_>) -> Item {
@@ -549,10 +464,7 @@ fn table_item(text: &str, line: usize, table: &DeTable<'_>) -> Item {
             (key.get_ref().to_string(), item(text, line, value.get_ref()))
         })
         .collect();
-    Item {
-        line,
-        node: Node::Table(children),
-    }
+    Item { line, node: Node::Table(children) }
 }
 
 fn item(text: &str, line: usize, value: &DeValue<'_>) -> Item {
@@ -589,11 +501,7 @@ impl Setting for String {
 impl Setting for PathBuf {
     const EXPECTED: &'static str = "a path";
     fn from_text(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            Err("it is empty".to_owned())
-        } else {
-            Ok(Self::from(text))
-        }
+        if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(Self::from(text)) }
     }
     fn to_text(&self) -> String {
         self.display().to_string()
@@ -657,13 +565,8 @@ mod tests {
     fn read(text: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Settings {
         Settings::new(
             Some((Path::new("edge.toml"), text)),
-            environment
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-            flags
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+            flags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         )
     }
 
@@ -699,10 +602,7 @@ mod tests {
             "edge.toml:7: listen[0].typo: unknown key",
             "CLAWHUB_EDGE_NONSENSE",
         ] {
-            assert!(
-                mistakes.contains(expected),
-                "{expected} is missing in\n{mistakes}"
-            );
+            assert!(mistakes.contains(expected), "{expected} is missing in\n{mistakes}");
         }
         assert_eq!(mistakes.lines().count(), 5, "{mistakes}");
     }
@@ -716,11 +616,7 @@ mod tests {
 
     #[test]
     fn lists_come_from_arrays_and_from_commas() {
-        let settings = read(
-            "names = [\"a\", \"b\"]\n",
-            &[("CLAWHUB_EDGE_OTHERS", "c, d")],
-            &[],
-        );
+        let settings = read("names = [\"a\", \"b\"]\n", &[("CLAWHUB_EDGE_OTHERS", "c, d")], &[]);
         assert_eq!(settings.root().list::<String>("names", vec![]), ["a", "b"]);
         assert_eq!(settings.root().list::<String>("others", vec![]), ["c", "d"]);
         settings.finish().unwrap();

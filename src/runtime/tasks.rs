@@ -31,8 +31,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker
-            .spawn(future.instrument(tracing::debug_span!("task", name)))
+        self.tracker.spawn(future.instrument(tracing::debug_span!("task", name)))
     }
 
     /// Runs blocking work on tokio's blocking pool, counted like any other task.

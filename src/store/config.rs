@@ -21,15 +21,8 @@ impl StoreConfig {
         let memory = section.read("memory", Bytes::mib(64));
         let memory_max_object = section.read("memory_max_object", Bytes::kib(256));
         if memory_max_object > memory {
-            section.mistake(
-                "memory_max_object",
-                "is larger than store.memory, so that nothing would fit",
-            );
+            section.mistake("memory_max_object", "is larger than store.memory, so that nothing would fit");
         }
-        Self {
-            directory: section.optional("directory").unwrap_or(directory),
-            memory,
-            memory_max_object,
-        }
+        Self { directory: section.optional("directory").unwrap_or(directory), memory, memory_max_object }
     }
 }

@@ -25,10 +25,7 @@ impl DurabilityQueue {
     /// Starts the task that syncs one blob after the other until the process drains.
     pub(super) fn start(tasks: &Tasks) -> Self {
         let (sender, mut receiver) = mpsc::channel::<(Arc<Blob>, PathBuf)>(QUEUE);
-        let queue = Self {
-            sender,
-            unmarked: Arc::default(),
-        };
+        let queue = Self { sender, unmarked: Arc::default() };
         let (unmarked, draining) = (Arc::clone(&queue.unmarked), tasks.clone());
         tasks.spawn("durability", async move {
             loop {

@@ -33,10 +33,7 @@ impl Checkpoint {
     /// Writes the checkpoint: the CRC-32 of the JSON text, a space, the JSON text.
     pub(super) fn save(&self, path: &Path) -> io::Result<()> {
         let json = serde_json::to_string(self)?;
-        write_file(
-            path,
-            format!("{:08x} {json}", crc32fast::hash(json.as_bytes())).as_bytes(),
-        )
+        write_file(path, format!("{:08x} {json}", crc32fast::hash(json.as_bytes())).as_bytes())
     }
 
     /// Reads a checkpoint back; anything that is not exactly one is an error.
@@ -86,18 +83,9 @@ mod tests {
         checkpoint().save(&path).unwrap();
         assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint());
         for wrong in [
-            Checkpoint {
-                hashed: 61,
-                ..checkpoint()
-            },
-            Checkpoint {
-                size: Some(49),
-                ..checkpoint()
-            },
-            Checkpoint {
-                arrived: RangeSet::new(),
-                ..checkpoint()
-            },
+            Checkpoint { hashed: 61, ..checkpoint() },
+            Checkpoint { size: Some(49), ..checkpoint() },
+            Checkpoint { arrived: RangeSet::new(), ..checkpoint() },
         ] {
             wrong.save(&path).unwrap();
             assert!(Checkpoint::load(&path).is_err(), "{wrong:?}");

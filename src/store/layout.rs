@@ -26,15 +26,8 @@ pub(super) struct Ownership {
 impl Layout {
     /// Creates the directories that are missing (0700) and checks the layout's version.
     pub(super) fn create(root: &Path) -> Result<Self, Error> {
-        let layout = Self {
-            root: root.to_owned(),
-        };
-        for directory in [
-            layout.root.clone(),
-            layout.blobs(),
-            layout.partials(),
-            layout.quarantine(),
-        ] {
+        let layout = Self { root: root.to_owned() };
+        for directory in [layout.root.clone(), layout.blobs(), layout.partials(), layout.quarantine()] {
             create_directory(&directory).map_err(|source| Error::directory(&directory, source))?;
         }
         let version = layout.root.join("VERSION");
@@ -42,11 +35,7 @@ impl Layout {
             Ok(found) if found.trim() == LAYOUT_VERSION => {}
             Ok(found) => {
                 let found = found.trim().to_owned();
-                return Err(Error::Layout {
-                    directory: layout.root,
-                    found,
-                    expected: LAYOUT_VERSION,
-                });
+                return Err(Error::Layout { directory: layout.root, found, expected: LAYOUT_VERSION });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 write_file(&version, format!("{LAYOUT_VERSION}\n").as_bytes())
@@ -71,10 +60,7 @@ impl Layout {
                 let mut owner = String::new();
                 // The owner's pid is a courtesy of the message; without it the message still holds.
                 let _ = lock.read_to_string(&mut owner);
-                return Err(Error::Owned {
-                    directory: self.root.clone(),
-                    owner: owner.trim().to_owned(),
-                });
+                return Err(Error::Owned { directory: self.root.clone(), owner: owner.trim().to_owned() });
             }
             Err(TryLockError::Error(source)) => return Err(Error::directory(&path, source)),
         }
@@ -116,34 +102,21 @@ impl Layout {
     /// blobs at four thousand entries.
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
-        self.blobs()
-            .join(digest.algorithm().as_str())
-            .join(&hex[..2])
-            .join(hex)
+        self.blobs().join(digest.algorithm().as_str()).join(&hex[..2]).join(hex)
     }
 
     pub(super) fn partial(&self, digest: &Digest) -> PathBuf {
-        self.partials()
-            .join(format!("{}-{}.data", digest.algorithm().as_str(), digest.hex()))
+        self.partials().join(format!("{}-{}.data", digest.algorithm().as_str(), digest.hex()))
     }
 
     pub(super) fn journal(&self, digest: &Digest) -> PathBuf {
-        self.partials().join(format!(
-            "{}-{}.journal",
-            digest.algorithm().as_str(),
-            digest.hex()
-        ))
+        self.partials().join(format!("{}-{}.journal", digest.algorithm().as_str(), digest.hex()))
     }
 
     /// Moves `path` out of the way, keeping it for the operator to look at.
     pub(super) fn put_in_quarantine(&self, path: &Path, reason: &str) {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let target = self
-            .quarantine()
-            .join(format!("{name}.{:08x}", fastrand::u32(..)));
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let target = self.quarantine().join(format!("{name}.{:08x}", fastrand::u32(..)));
         match fs::rename(path, &target) {
             Ok(()) => {
                 tracing::warn!(path = %path.display(), moved_to = %target.display(), reason, "quarantined");

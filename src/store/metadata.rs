@@ -1,16 +1,17 @@
 //! What is known besides the bytes: tags and their freshness, which repository may see which
-//! digest, and the last tag lists. Kept over restarts in one redb file.
+//! digest, the last tag lists, and the sizes of sealed blobs. Kept over restarts in one redb file.
 //!
 //! Writes go to memory at once and to the file by a task that commits whatever has queued up, one
 //! transaction at a time, so that no pull waits for an `fsync` and a `kill -9` costs milliseconds
 //! of metadata: a lost row is asked for upstream again.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use moka::sync::Cache;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -22,6 +23,7 @@ use crate::runtime::{Tasks, Timestamp};
 
 const TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
 const VISIBILITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("visibility");
+const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
 const TAG_LISTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tag_lists");
 
 /// Rows kept in memory per table; a row takes a few hundred bytes.
@@ -68,11 +70,7 @@ pub enum Scope<'a> {
     Upstream,
 }
 
-type Write = (
-    TableDefinition<'static, &'static str, &'static [u8]>,
-    String,
-    Option<Vec<u8>>,
-);
+type Write = (TableDefinition<'static, &'static str, &'static [u8]>, String, Option<Vec<u8>>);
 
 /// The metadata of one cache directory.
 #[derive(Debug, Clone)]
@@ -80,7 +78,8 @@ pub struct Metadata {
     database: Arc<Database>,
     writes: mpsc::Sender<Write>,
     // moka: bounded, concurrent, and what falls out is still in the file.
-    tags: Cache<String, Arc<TagRecord>>,
+    // `None` is a tag that was removed and whose row may not be gone from the file yet.
+    tags: Cache<String, Option<Arc<TagRecord>>>,
     visible: Cache<String, Timestamp>,
     lists: Cache<String, Arc<TagListRecord>>,
     metrics: Arc<Metrics>,
@@ -122,31 +121,31 @@ impl Metadata {
     pub async fn tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
         let key = key(&[upstream, repository.as_str(), tag.as_str()]);
         if let Some(record) = self.tags.get(&key) {
-            return Some(record);
+            return record;
         }
-        let record: Arc<TagRecord> = Arc::new(self.read(TAGS, key.clone()).await?);
-        self.tags.insert(key, Arc::clone(&record));
-        Some(record)
+        let record = self.read::<TagRecord>(TAGS, key.clone()).await?;
+        // What was noted while the file was read is newer than what it says.
+        self.tags.entry(key).or_insert_with(|| Some(Arc::new(record))).into_value()
     }
 
     /// Notes what a tag stands for.
     pub fn set_tag(&self, upstream: &str, repository: &Repository, tag: &Tag, record: TagRecord) {
         let key = key(&[upstream, repository.as_str(), tag.as_str()]);
         self.write(TAGS, &key, Some(&record));
-        self.tags.insert(key, Arc::new(record));
+        self.tags.insert(key, Some(Arc::new(record)));
     }
 
     /// Forgets a tag that is gone upstream.
     pub fn remove_tag(&self, upstream: &str, repository: &Repository, tag: &Tag) {
         let key = key(&[upstream, repository.as_str(), tag.as_str()]);
         self.write::<TagRecord>(TAGS, &key, None);
-        self.tags.invalidate(&key);
+        self.tags.insert(key, None);
     }
 
     /// Whether the upstream has ever answered for this digest within this scope.
     pub async fn is_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest) -> bool {
         let key = visibility_key(upstream, scope, digest);
-        if self.visible.contains_key(&key) {
+        if self.visible.get(&key).is_some() {
             return true;
         }
         match self.read::<Timestamp>(VISIBILITY, key.clone()).await {
@@ -194,15 +193,31 @@ impl Metadata {
         self.lists.insert(key, record);
     }
 
+    /// The sizes of the sealed blobs, as they were sealed. Blocking.
+    pub(super) fn blob_sizes(&self) -> HashMap<Digest, u64> {
+        read_blob_sizes(&self.database).unwrap_or_else(|error| {
+            tracing::warn!(%error, "sizes of cached blobs could not be read; their bytes are verified instead");
+            HashMap::new()
+        })
+    }
+
+    /// Notes the size of a sealed blob.
+    pub(super) fn set_blob(&self, digest: &Digest, size: u64) {
+        self.write(BLOBS, &digest.to_string(), Some(&size));
+    }
+
+    /// Forgets a blob that is gone from the disk.
+    pub(super) fn remove_blob(&self, digest: &Digest) {
+        self.write::<u64>(BLOBS, &digest.to_string(), None);
+    }
+
     async fn read<T: DeserializeOwned + Send + 'static>(
         &self,
         table: TableDefinition<'static, &'static str, &'static [u8]>,
         key: String,
     ) -> Option<T> {
         let database = Arc::clone(&self.database);
-        let row = tokio::task::spawn_blocking(move || read_row(&database, table, &key))
-            .await
-            .ok()?;
+        let row = tokio::task::spawn_blocking(move || read_row(&database, table, &key)).await.ok()?;
         row.unwrap_or_else(|error| {
             tracing::warn!(%error, "metadata could not be read; the upstream is asked instead");
             None
@@ -238,11 +253,10 @@ fn visibility_key(upstream: &str, scope: Scope<'_>, digest: &Digest) -> String {
 
 fn open_database(path: &Path) -> Result<Database, redb::Error> {
     let file = private_file().read(true).truncate(false).open(path)?;
-    let database = Database::builder()
-        .set_cache_size(PAGE_CACHE)
-        .create_with_backend(FileBackend::new(file)?)?;
+    let database =
+        Database::builder().set_cache_size(PAGE_CACHE).create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
-    for table in [TAGS, VISIBILITY, TAG_LISTS] {
+    for table in [TAGS, VISIBILITY, TAG_LISTS, BLOBS] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -258,6 +272,18 @@ fn read_row<T: DeserializeOwned>(
     let row = table.get(key)?;
     // A row of an older layout reads as absent.
     Ok(row.and_then(|row| serde_json::from_slice(row.value()).ok()))
+}
+
+fn read_blob_sizes(database: &Database) -> Result<HashMap<Digest, u64>, redb::Error> {
+    let table = database.begin_read()?.open_table(BLOBS)?;
+    let mut sizes = HashMap::new();
+    for row in table.iter()? {
+        let (digest, size) = row?;
+        if let (Ok(digest), Ok(size)) = (digest.value().parse(), serde_json::from_slice(size.value())) {
+            sizes.insert(digest, size);
+        }
+    }
+    Ok(sizes)
 }
 
 async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Write>, draining: Tasks) {

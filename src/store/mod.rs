@@ -105,24 +105,15 @@ pub enum Error {
 
 impl Error {
     fn directory(path: &Path, source: io::Error) -> Self {
-        Self::Disk {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Disk { path: path.to_owned(), source }
     }
 
     fn file(path: &Path, source: io::Error) -> Self {
-        Self::Disk {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Disk { path: path.to_owned(), source }
     }
 
     fn metadata(path: &Path, source: redb::Error) -> Self {
-        Self::Metadata {
-            path: path.to_owned(),
-            source: Box::new(source),
-        }
+        Self::Metadata { path: path.to_owned(), source: Box::new(source) }
     }
 }
 
@@ -236,10 +227,10 @@ impl Store {
         let layout = Layout::create(&config.directory)?;
         let ownership = layout.own()?;
         let boot_id = boot_id();
-        let recovered = recover::recover(&layout, &boot_id)?;
+        let metadata = Metadata::open(&layout, &background, Arc::clone(&metrics))?;
+        let recovered = recover::recover(&layout, &boot_id, &metadata.blob_sizes())?;
         metrics.blobs.set(gauge_value(recovered.blobs.len() as u64));
         metrics.bytes.set(gauge_value(recovered.blobs.values().sum()));
-        let metadata = Metadata::open(&layout, &background, Arc::clone(&metrics))?;
         let store = Self(Arc::new(Inner {
             boot_id,
             clock,
@@ -250,10 +241,7 @@ impl Store {
             background,
             index: RwLock::new(recovered.blobs),
             suspects: Mutex::new(recovered.suspects),
-            open: Cache::builder()
-                .max_capacity(OPEN_BLOBS)
-                .time_to_idle(OPEN_IDLE)
-                .build(),
+            open: Cache::builder().max_capacity(OPEN_BLOBS).time_to_idle(OPEN_IDLE).build(),
             metrics,
             _ownership: ownership,
             layout,
@@ -284,32 +272,30 @@ impl Store {
             return None;
         };
         tier.with_label_values(&["disk"]).inc();
-        if self.0.memory.admits(blob.size())
-            && let Ok(bytes) = read_whole(&blob).await
-        {
-            self.remember(*digest, bytes.clone());
-            return Some(Content::Memory(bytes));
+        if !self.0.memory.admits(blob.size()) {
+            return Some(Content::Disk(blob));
         }
-        Some(Content::Disk(blob))
+        match read_whole(&blob).await {
+            Ok(bytes) => {
+                self.remember(*digest, bytes.clone());
+                Some(Content::Memory(bytes))
+            }
+            Err(error) => {
+                tracing::warn!(%digest, %error, "a cached object cannot be read; it is fetched again");
+                self.distrust(digest).await;
+                None
+            }
+        }
     }
 
     /// Whether the object is here as a whole. Asks no disk.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.0
-            .index
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(digest)
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner).contains_key(digest)
     }
 
     /// The size of an object that is here as a whole. Asks no disk.
     pub fn size_of(&self, digest: &Digest) -> Option<u64> {
-        self.0
-            .index
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(digest)
-            .copied()
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
     }
 
     /// Keeps a small object whose digest was compared, in memory and on disk.
@@ -347,14 +333,9 @@ impl Store {
     /// The disk's error.
     pub async fn partial(&self, digest: Digest) -> Result<Partial, Error> {
         let store = self.clone();
-        tokio::task::spawn_blocking(move || Partial::open(store, digest))
-            .await
-            .unwrap_or_else(|error| {
-                Err(Error::file(
-                    &self.0.layout.partial(&digest),
-                    io::Error::other(error),
-                ))
-            })
+        tokio::task::spawn_blocking(move || Partial::open(store, digest)).await.unwrap_or_else(|error| {
+            Err(Error::file(&self.0.layout.partial(&digest), io::Error::other(error)))
+        })
     }
 
     /// As [`Store::partial`], but without what an earlier fill has left.
@@ -374,12 +355,7 @@ impl Store {
     /// that nothing needs to be verified at the next start, if that is so.
     pub async fn close(&self) {
         let unfinished = self.0.background.drain(CLOSE_TIMEOUT).await;
-        let verified = self
-            .0
-            .suspects
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty();
+        let verified = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         if unfinished > 0 || !verified || !self.0.durability.is_settled() {
             tracing::info!("closed with blobs that are verified after a power loss");
             return;
@@ -393,32 +369,16 @@ impl Store {
     /// Takes a complete and verified partial file as a sealed blob.
     async fn adopt(self, digest: Digest, size: u64, file: Arc<File>) -> Result<Arc<Blob>, Error> {
         let path = self.0.layout.blob(&digest);
-        let blob = Arc::new(Blob::new(
-            digest,
-            size,
-            self.0.clock.now(),
-            file,
-            self.0.pool.clone(),
-        ));
-        let (from, journal, to) = (
-            self.0.layout.partial(&digest),
-            self.0.layout.journal(&digest),
-            path.clone(),
-        );
+        let blob = Arc::new(Blob::new(digest, size, self.0.clock.now(), file, self.0.pool.clone()));
+        let (from, journal, to) =
+            (self.0.layout.partial(&digest), self.0.layout.journal(&digest), path.clone());
         let renamed = tokio::task::spawn_blocking(move || {
             layout::rename_into(&from, &to)?;
             partial::remove_files(&[journal])
         });
-        renamed
-            .await
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(|source| Error::file(&path, source))?;
-        self.0
-            .index
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(digest, size);
+        renamed.await.map_err(io::Error::other).flatten().map_err(|source| Error::file(&path, source))?;
+        self.0.index.write().unwrap_or_else(PoisonError::into_inner).insert(digest, size);
+        self.0.metadata.set_blob(&digest, size);
         self.0.metrics.blobs.inc();
         self.0.metrics.bytes.add(gauge_value(size));
         self.0.open.insert(digest, Arc::clone(&blob));
@@ -433,9 +393,7 @@ impl Store {
             return Some(blob);
         }
         let (store, digest) = (self.clone(), *digest);
-        tokio::task::spawn_blocking(move || store.open_blob(digest, size))
-            .await
-            .ok()?
+        tokio::task::spawn_blocking(move || store.open_blob(digest, size)).await.ok()?
     }
 
     /// Opens a sealed blob, hashing it first where a power loss may have taken bytes. Blocking.
@@ -449,50 +407,49 @@ impl Store {
                 return None;
             }
         };
-        let suspect = self
-            .0
-            .suspects
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&digest);
+        let suspect = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
         let sound = blob.size() == size && (!suspect || blob.verify().unwrap_or(false));
         if !sound {
-            self.0.metrics.corrupt.inc();
-            self.0
-                .layout
-                .put_in_quarantine(&path, "not the bytes that were sealed");
-            self.forget(&digest);
+            self.set_aside(&digest, "not the bytes that were sealed");
             return None;
         }
         let blob = Arc::new(blob);
         if suspect {
-            self.0
-                .suspects
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&digest);
+            self.0.metadata.set_blob(&digest, size);
+            self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
             self.0.durability.push(Arc::clone(&blob), path);
         }
         self.0.open.insert(digest, Arc::clone(&blob));
         Some(blob)
     }
 
+    /// Takes a blob out of service whose file could not be read, so that it is fetched again.
+    pub async fn distrust(&self, digest: &Digest) {
+        if !self.contains(digest) {
+            return;
+        }
+        let (store, digest) = (self.clone(), *digest);
+        let set_aside = tokio::task::spawn_blocking(move || store.set_aside(&digest, "unreadable"));
+        if let Err(error) = set_aside.await {
+            tracing::warn!(%digest, %error, "an unreadable blob could not be set aside");
+        }
+    }
+
+    /// Blocking.
+    fn set_aside(&self, digest: &Digest, reason: &str) {
+        self.0.metrics.corrupt.inc();
+        self.forget(digest);
+        self.0.layout.put_in_quarantine(&self.0.layout.blob(digest), reason);
+    }
+
     fn forget(&self, digest: &Digest) {
-        let removed = self
-            .0
-            .index
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(digest);
+        let removed = self.0.index.write().unwrap_or_else(PoisonError::into_inner).remove(digest);
         if let Some(size) = removed {
+            self.0.metadata.remove_blob(digest);
             self.0.metrics.blobs.dec();
             self.0.metrics.bytes.sub(gauge_value(size));
         }
-        self.0
-            .suspects
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(digest);
+        self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
         self.0.open.invalidate(digest);
         self.0.memory.remove(digest);
     }
@@ -523,10 +480,7 @@ impl Store {
 
     fn remember(&self, digest: Digest, bytes: Bytes) {
         self.0.memory.insert(digest, bytes);
-        self.0
-            .metrics
-            .memory_bytes
-            .set(gauge_value(self.0.memory.usage() as u64));
+        self.0.metrics.memory_bytes.set(gauge_value(self.0.memory.usage() as u64));
     }
 
     fn layout(&self) -> &Layout {
@@ -558,10 +512,8 @@ fn gauge_value(value: u64) -> i64 {
 /// The id of this boot of the machine; a fresh one where the system has none, so that nothing of
 /// an earlier process is trusted without a look.
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(
-        |_| format!("{:032x}", fastrand::u128(..)),
-        |id| id.trim().to_owned(),
-    )
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| format!("{:032x}", fastrand::u128(..)), |id| id.trim().to_owned())
 }
 
 #[cfg(test)]

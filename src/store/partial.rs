@@ -118,10 +118,7 @@ impl Partial {
 
     /// The file for readers.
     pub fn file(&self) -> PartialFile {
-        PartialFile {
-            file: Arc::clone(&self.file),
-            pool: self.store.pool().clone(),
-        }
+        PartialFile { file: Arc::clone(&self.file), pool: self.store.pool().clone() }
     }
 
     /// The total size, where it is known.
@@ -149,13 +146,11 @@ impl Partial {
             return Ok(());
         }
         let file = Arc::clone(&self.file);
-        let reserved = blocking(
-            move || match fallocate(&*file, FallocateFlags::empty(), 0, size) {
-                // A file system that cannot reserve still stores.
-                Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-                Err(errno) => Err(errno.into()),
-            },
-        );
+        let reserved = blocking(move || match fallocate(&*file, FallocateFlags::empty(), 0, size) {
+            // A file system that cannot reserve still stores.
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        });
         reserved.await.map_err(|source| self.error(source))
     }
 
@@ -227,21 +222,14 @@ impl Partial {
     /// # Errors
     /// [`SealError::Mismatch`] when the bytes are wrong: nothing of them is kept.
     pub async fn seal(self) -> Result<Arc<Blob>, SealError> {
-        debug_assert!(
-            self.queue.is_empty() && self.write.is_none(),
-            "sealed with bytes under way"
-        );
+        debug_assert!(self.queue.is_empty() && self.write.is_none(), "sealed with bytes under way");
         let actual = self.hasher.clone().finish();
         if actual != self.digest {
             let expected = self.digest;
             self.discard().await;
             return Err(Mismatch { expected, actual }.into());
         }
-        Ok(self
-            .store
-            .clone()
-            .adopt(self.digest, self.position, self.file)
-            .await?)
+        Ok(self.store.clone().adopt(self.digest, self.position, self.file).await?)
     }
 
     /// Leaves the files for a later fill to resume.
@@ -277,10 +265,7 @@ impl Partial {
             // The outcome of a write to a file that goes away does not matter; its end does.
             let _ = write.await;
         }
-        let paths = [
-            self.store.layout().journal(&self.digest),
-            self.store.layout().partial(&self.digest),
-        ];
+        let paths = [self.store.layout().journal(&self.digest), self.store.layout().partial(&self.digest)];
         let removed = blocking(move || remove_files(&paths));
         if let Err(error) = removed.await {
             tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed");
@@ -306,9 +291,7 @@ impl Partial {
 }
 
 async fn blocking<R: Send + 'static>(work: impl FnOnce() -> io::Result<R> + Send + 'static) -> io::Result<R> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Removes what is there of `paths`, the journal before the data it speaks of.

@@ -31,9 +31,9 @@ impl RangeSet {
         // The run of ranges that touch the new one is replaced by their union.
         let first = self.0.partition_point(|range| range.1 < start);
         let last = self.0.partition_point(|range| range.0 <= end);
-        let union = self.0[first..last].iter().fold((start, end), |union, range| {
-            (union.0.min(range.0), union.1.max(range.1))
-        });
+        let union = self.0[first..last]
+            .iter()
+            .fold((start, end), |union, range| (union.0.min(range.0), union.1.max(range.1)));
         self.0.splice(first..last, [union]);
     }
 

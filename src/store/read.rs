@@ -38,12 +38,7 @@ impl BufferPool {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let memory = free.unwrap_or_else(|| vec![0; BUFFER_SIZE + PAGE].into_boxed_slice());
         let start = memory.as_ptr().align_offset(PAGE);
-        Buffer {
-            memory,
-            start,
-            len: BUFFER_SIZE,
-            pool: self.clone(),
-        }
+        Buffer { memory, start, len: BUFFER_SIZE, pool: self.clone() }
     }
 
     fn give_back(&self, memory: Box<[u8]>) {
@@ -115,12 +110,7 @@ pub(super) async fn read_chunk(
 /// could not say, as on file systems without `RWF_NOWAIT`).
 fn read_resident(file: &File, space: &mut [u8], offset: u64) -> Option<usize> {
     loop {
-        match preadv2(
-            file,
-            &mut [IoSliceMut::new(space)],
-            offset,
-            ReadWriteFlags::NOWAIT,
-        ) {
+        match preadv2(file, &mut [IoSliceMut::new(space)], offset, ReadWriteFlags::NOWAIT) {
             Ok(read) if read > 0 => return Some(read),
             Err(Errno::INTR) => {}
             // EAGAIN: cold; EOPNOTSUPP: cannot say; 0 or an error: let the blocking read decide.
@@ -150,9 +140,7 @@ mod tests {
     #[tokio::test]
     async fn a_truncated_file_is_an_error_and_no_empty_chunk() {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let error = read_chunk(&file, &BufferPool::default(), 0, 10)
-            .await
-            .unwrap_err();
+        let error = read_chunk(&file, &BufferPool::default(), 0, 10).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -24,17 +24,25 @@ const CLEAN: &str = "clean";
 pub(super) struct Recovered {
     /// Sealed blobs and their sizes.
     pub(super) blobs: HashMap<Digest, u64>,
-    /// Sealed blobs that may have lost bytes in a power failure: to be hashed before first use.
+    /// Sealed blobs that may have lost bytes in a power failure, or of which nothing is known: to be
+    /// hashed before first use.
     pub(super) suspects: HashSet<Digest>,
     /// How many blobs in flight can be resumed.
     pub(super) resumable: usize,
 }
 
 /// Reads the tree. Blocking.
-pub(super) fn recover(layout: &Layout, boot_id: &str) -> Result<Recovered, Error> {
+///
+/// `sizes` is what the metadata says of the sealed blobs: a file of another size is damaged, and one
+/// that it does not know is hashed before it is trusted.
+pub(super) fn recover(
+    layout: &Layout,
+    boot_id: &str,
+    sizes: &HashMap<Digest, u64>,
+) -> Result<Recovered, Error> {
     let trusted = matches!(fs::read_to_string(layout.boot()), Ok(text) if text.trim() == boot_id || text.trim() == CLEAN);
     let mut recovered = Recovered::default();
-    read_blobs(layout, trusted, &mut recovered);
+    read_blobs(layout, trusted, sizes, &mut recovered);
     read_partials(layout, &mut recovered);
     if recovered.suspects.is_empty() {
         note_boot(layout, boot_id).map_err(|source| Error::directory(&layout.boot(), source))?;
@@ -62,19 +70,17 @@ pub(super) fn leave_clean(layout: &Layout) {
     }
 }
 
-fn read_blobs(layout: &Layout, trusted: bool, recovered: &mut Recovered) {
+fn read_blobs(layout: &Layout, trusted: bool, sizes: &HashMap<Digest, u64>, recovered: &mut Recovered) {
     for entry in entries(&layout.blobs()) {
         let name = entry.file_name();
-        let Some(algorithm) = ALGORITHMS
-            .iter()
-            .find(|algorithm| name.to_str() == Some(algorithm.as_str()))
+        let Some(algorithm) = ALGORITHMS.iter().find(|algorithm| name.to_str() == Some(algorithm.as_str()))
         else {
             layout.put_in_quarantine(&entry.path(), "not a digest algorithm");
             continue;
         };
         for shard in entries(&entry.path()) {
             for file in entries(&shard.path()) {
-                read_blob(layout, algorithm.as_str(), &shard, &file, trusted, recovered);
+                read_blob(layout, algorithm.as_str(), &shard, &file, trusted, sizes, recovered);
             }
         }
     }
@@ -86,6 +92,7 @@ fn read_blob(
     shard: &DirEntry,
     file: &DirEntry,
     trusted: bool,
+    sizes: &HashMap<Digest, u64>,
     recovered: &mut Recovered,
 ) {
     let (name, shard) = (file.file_name(), shard.file_name());
@@ -93,8 +100,13 @@ fn read_blob(
     let in_its_shard = name.to_string_lossy().starts_with(&*shard.to_string_lossy());
     match (digest, file.metadata()) {
         (Some(digest), Ok(metadata)) if metadata.is_file() && in_its_shard => {
-            recovered.blobs.insert(digest, metadata.len());
-            if !trusted && !is_durable(metadata.permissions().mode()) {
+            let (size, sealed) = (metadata.len(), sizes.get(&digest).copied());
+            if sealed.is_some_and(|sealed| sealed != size) {
+                layout.put_in_quarantine(&file.path(), "not of the size that was sealed");
+                return;
+            }
+            recovered.blobs.insert(digest, size);
+            if sealed.is_none() || (!trusted && !is_durable(metadata.permissions().mode())) {
                 recovered.suspects.insert(digest);
             }
         }

@@ -36,23 +36,14 @@ impl Blob {
         file: Arc<File>,
         pool: BufferPool,
     ) -> Self {
-        Self {
-            digest,
-            size,
-            sealed_at,
-            file,
-            pool,
-        }
+        Self { digest, size, sealed_at, file, pool }
     }
 
     /// Opens the file of `digest`. Blocking.
     pub(super) fn open(path: &Path, digest: Digest, pool: BufferPool) -> io::Result<Self> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
-        let modified = metadata
-            .modified()?
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
+        let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let sealed_at = Timestamp::from_millis(u64::try_from(modified.as_millis()).unwrap_or(u64::MAX));
         Ok(Self::new(digest, metadata.len(), sealed_at, Arc::new(file), pool))
     }
@@ -109,9 +100,7 @@ pub(super) fn hash_file(file: &File, hasher: &mut Hasher, start: u64, end: u64) 
     let mut buffer = vec![0; 1 << 20];
     let mut offset = start;
     while offset < end {
-        let want = usize::try_from(end - offset)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let want = usize::try_from(end - offset).unwrap_or(usize::MAX).min(buffer.len());
         file.read_exact_at(&mut buffer[..want], offset)?;
         hasher.update(&buffer[..want]);
         offset += want as u64;

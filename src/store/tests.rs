@@ -80,11 +80,7 @@ async fn a_sealed_blob_is_there_after_a_restart_and_its_file_is_private() {
     let fixture = fixture.reopen().await;
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(
-        mode(&fixture.path(&digest)),
-        0o400,
-        "durable after an orderly stop"
-    );
+    assert_eq!(mode(&fixture.path(&digest)), 0o400, "durable after an orderly stop");
     assert_eq!(mode(&fixture.store.layout().blobs()), 0o700);
     assert_eq!(mode(&fixture.directory.path().join("metadata.redb")), 0o600);
 }
@@ -94,17 +90,10 @@ async fn wrong_bytes_are_never_sealed_and_leave_nothing_behind() {
     let fixture = fixture();
     let (bytes, _) = sample(5000);
     let (_, other) = sample(4999);
-    let error = fill(&fixture.store, other, &bytes)
-        .await
-        .seal()
-        .await
-        .unwrap_err();
+    let error = fill(&fixture.store, other, &bytes).await.seal().await.unwrap_err();
     assert!(matches!(error, SealError::Mismatch(_)), "{error}");
     assert!(content(&fixture.store, &other).await.is_none());
-    assert_eq!(
-        fs::read_dir(fixture.store.layout().partials()).unwrap().count(),
-        0
-    );
+    assert_eq!(fs::read_dir(fixture.store.layout().partials()).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -145,11 +134,7 @@ async fn a_fill_of_an_earlier_boot_hashes_what_the_file_holds() {
 async fn what_a_power_loss_took_is_found_before_it_is_served() {
     let fixture = fixture();
     let ((good, good_digest), (bad, bad_digest)) = (sample(5000), sample(6000));
-    fill(&fixture.store, good_digest, &good)
-        .await
-        .seal()
-        .await
-        .unwrap();
+    fill(&fixture.store, good_digest, &good).await.seal().await.unwrap();
     fill(&fixture.store, bad_digest, &bad).await.seal().await.unwrap();
     fixture.store.close().await;
     for digest in [&good_digest, &bad_digest] {
@@ -200,43 +185,18 @@ async fn tags_and_visibility_survive_a_restart_and_stay_apart() {
     let (_, digest) = sample(1);
     let (team, other): (Repository, Repository) = ("team/app".parse().unwrap(), "other/app".parse().unwrap());
     let tag: Tag = "v1".parse().unwrap();
-    let record = TagRecord {
-        digest,
-        size: Some(1),
-        media_type: None,
-        checked_at: Timestamp::from_millis(5),
-    };
+    let record = TagRecord { digest, size: Some(1), media_type: None, checked_at: Timestamp::from_millis(5) };
     let metadata = fixture.store.metadata();
     metadata.set_tag("docker.io", &team, &tag, record.clone());
-    metadata.set_visible(
-        "docker.io",
-        Scope::Repository(&team),
-        &digest,
-        Timestamp::from_millis(5),
-    );
+    metadata.set_visible("docker.io", Scope::Repository(&team), &digest, Timestamp::from_millis(5));
     let fixture = fixture.reopen().await;
     let metadata = fixture.store.metadata();
-    assert_eq!(
-        metadata.tag("docker.io", &team, &tag).await.as_deref(),
-        Some(&record)
-    );
+    assert_eq!(metadata.tag("docker.io", &team, &tag).await.as_deref(), Some(&record));
     assert_eq!(metadata.tag("quay.io", &team, &tag).await, None);
-    assert!(
-        metadata
-            .is_visible("docker.io", Scope::Repository(&team), &digest)
-            .await
-    );
-    assert!(
-        !metadata
-            .is_visible("docker.io", Scope::Repository(&other), &digest)
-            .await
-    );
+    assert!(metadata.is_visible("docker.io", Scope::Repository(&team), &digest).await);
+    assert!(!metadata.is_visible("docker.io", Scope::Repository(&other), &digest).await);
     assert!(!metadata.is_visible("docker.io", Scope::Upstream, &digest).await);
-    assert!(
-        !metadata
-            .is_visible("quay.io", Scope::Repository(&team), &digest)
-            .await
-    );
+    assert!(!metadata.is_visible("quay.io", Scope::Repository(&team), &digest).await);
     metadata.remove_tag("docker.io", &team, &tag);
     let fixture = fixture.reopen().await;
     assert_eq!(fixture.store.metadata().tag("docker.io", &team, &tag).await, None);
@@ -246,29 +206,16 @@ async fn tags_and_visibility_survive_a_restart_and_stay_apart() {
 async fn a_directory_has_one_owner() {
     let fixture = fixture();
     let error = open(fixture.directory.path()).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("in use by process {}", std::process::id())),
-        "{error}"
-    );
+    assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
 }
 
 #[tokio::test]
 async fn small_objects_are_served_from_memory_and_kept_on_disk() {
     let fixture = fixture();
     let (bytes, digest) = sample(500);
-    fixture
-        .store
-        .put(digest.verify(bytes.clone()).unwrap())
-        .await
-        .unwrap();
-    assert!(matches!(
-        fixture.store.get(&digest).await,
-        Some(Content::Memory(_))
-    ));
+    fixture.store.put(digest.verify(bytes.clone()).unwrap()).await.unwrap();
+    assert!(matches!(fixture.store.get(&digest).await, Some(Content::Memory(_))));
     let fixture = fixture.reopen().await;
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
-    assert!(matches!(
-        fixture.store.get(&digest).await,
-        Some(Content::Memory(_))
-    ));
+    assert!(matches!(fixture.store.get(&digest).await, Some(Content::Memory(_))));
 }

@@ -47,15 +47,10 @@ impl LogConfig {
     pub fn read(section: &Section<'_>) -> Self {
         let level = section.read("level", "info".to_owned());
         if let Err(error) = EnvFilter::from_str(&level) {
-            section.mistake(
-                "level",
-                format!("expected a level such as \"info\" or filter directives: {error}"),
-            );
+            section
+                .mistake("level", format!("expected a level such as \"info\" or filter directives: {error}"));
         }
-        Self {
-            format: section.read("format", LogFormat::Text),
-            level,
-        }
+        Self { format: section.read("format", LogFormat::Text), level }
     }
 
     /// Begins to log to standard error. The first call in a process wins.
@@ -68,18 +63,12 @@ impl LogConfig {
         W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
     {
         let filter = EnvFilter::from_str(&self.level).unwrap_or_else(|_| EnvFilter::new("info"));
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(writer);
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
         let result = match self.format {
-            LogFormat::Text => builder
-                .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-                .try_init(),
-            LogFormat::Json => builder
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .try_init(),
+            LogFormat::Text => {
+                builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
+            }
+            LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
         };
         if let Err(error) = result {
             tracing::debug!(%error, "logging was started before");

@@ -87,12 +87,10 @@ pub fn gauge(metrics: &Metrics, name: &str, help: &str) -> IntGauge {
 /// As [`counter`].
 pub fn histogram(metrics: &Metrics, name: &str, help: &str, buckets: Buckets) -> Histogram {
     let bounds = match buckets {
-        Buckets::Latency => vec![
-            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-        ],
-        Buckets::Transfer => vec![
-            0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
-        ],
+        Buckets::Latency => {
+            vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
+        }
+        Buckets::Transfer => vec![0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0],
     };
     let opts = HistogramOpts::new(name, help).buckets(bounds);
     metrics.register(Histogram::with_opts(opts).expect("a constant, valid name"))
@@ -107,10 +105,7 @@ mod tests {
         let metrics = Metrics::new();
         counter(&metrics, "things_total", "Things.").inc();
         let text = metrics.expose();
-        assert!(
-            text.contains("# HELP clawhub_edge_things_total Things."),
-            "{text}"
-        );
+        assert!(text.contains("# HELP clawhub_edge_things_total Things."), "{text}");
         assert!(text.contains("clawhub_edge_things_total 1"), "{text}");
     }
 }

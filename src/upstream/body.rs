@@ -60,9 +60,7 @@ impl Pace {
             let now = Instant::now();
             let waited = self.waited + now.duration_since(since);
             if waited < self.window {
-                self.alarm
-                    .as_mut()
-                    .reset(now + self.window.saturating_sub(waited));
+                self.alarm.as_mut().reset(now + self.window.saturating_sub(waited));
                 continue;
             }
             if self.received < self.least {
@@ -149,9 +147,7 @@ pub(super) async fn read_all(
         }
     };
     match until {
-        Some(until) => timeout_at(until, reading)
-            .await
-            .unwrap_or(Err(ReadError::Deadline)),
+        Some(until) => timeout_at(until, reading).await.unwrap_or(Err(ReadError::Deadline)),
         None => reading.await,
     }
 }

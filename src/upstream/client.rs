@@ -100,11 +100,7 @@ impl Client {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, ClientError> {
-        let shared = Arc::new(Shared {
-            config,
-            clock,
-            metrics,
-        });
+        let shared = Arc::new(Shared { config, clock, metrics });
         let mut clients = Clients::new(&shared.config);
         let mut remotes = HashMap::new();
         for upstream in routes.upstreams() {
@@ -114,11 +110,7 @@ impl Client {
                 .collect();
             remotes.insert(upstream.name.clone(), Remotes::from(of_upstream?));
         }
-        Ok(Self {
-            shared,
-            remotes: Arc::new(remotes),
-            deadline: None,
-        })
+        Ok(Self { shared, remotes: Arc::new(remotes), deadline: None })
     }
 
     /// The same client, whose calls end after `deadline` with [`Error::TimedOut`] at the latest: for asking
@@ -126,10 +118,7 @@ impl Client {
     /// beginning only.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self {
-            deadline: Some(deadline),
-            ..self.clone()
-        }
+        Self { deadline: Some(deadline), ..self.clone() }
     }
 
     /// What a manifest is, without its body. Registries that refuse HEAD are asked with GET.
@@ -142,22 +131,14 @@ impl Client {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<ManifestHead, Error> {
-        let target = Target::Manifest {
-            repository: repository.clone(),
-            reference: reference.clone(),
-        };
+        let target = Target::Manifest { repository: repository.clone(), reference: reference.clone() };
         let question = Question::new(Kind::ManifestHead, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest_head(&remote, &question, reference, rounds.until).await {
                 Ok(head) => return Ok(head),
-                Err(Error::Refused {
-                    status: 405 | 501, ..
-                }) => {
-                    return self
-                        .manifest(upstream, repository, reference)
-                        .await
-                        .map(ManifestHead::from);
+                Err(Error::Refused { status: 405 | 501, .. }) => {
+                    return self.manifest(upstream, repository, reference).await.map(ManifestHead::from);
                 }
                 Err(error) => rounds.failed(error),
             }
@@ -175,10 +156,7 @@ impl Client {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<FetchedManifest, Error> {
-        let target = Target::Manifest {
-            repository: repository.clone(),
-            reference: reference.clone(),
-        };
+        let target = Target::Manifest { repository: repository.clone(), reference: reference.clone() };
         let question = Question::new(Kind::Manifest, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
@@ -200,10 +178,7 @@ impl Client {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<BlobHead, Error> {
-        let target = Target::Blob {
-            repository: repository.clone(),
-            digest: *digest,
-        };
+        let target = Target::Blob { repository: repository.clone(), digest: *digest };
         let question = Question::new(Kind::BlobHead, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
@@ -248,10 +223,7 @@ impl Client {
         repository: &Repository,
         page: &Page,
     ) -> Result<TagPage, Error> {
-        let target = Target::Tags {
-            repository: repository.clone(),
-            page: page.clone(),
-        };
+        let target = Target::Tags { repository: repository.clone(), page: page.clone() };
         let question = Question::new(Kind::Tags, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
@@ -292,10 +264,7 @@ impl Client {
     }
 
     fn rounds(&self, upstream: &Upstream) -> Result<Rounds, Error> {
-        let remotes = self
-            .remotes
-            .get(&upstream.name)
-            .filter(|remotes| !remotes.is_empty());
+        let remotes = self.remotes.get(&upstream.name).filter(|remotes| !remotes.is_empty());
         let Some(remotes) = remotes.map(Arc::clone) else {
             return Err(Error::Misconfigured {
                 at: unknown_place(upstream),
@@ -315,9 +284,7 @@ impl Client {
 
 impl From<FetchedManifest> for ManifestHead {
     fn from(manifest: FetchedManifest) -> Self {
-        let digest = manifest
-            .digest
-            .unwrap_or_else(|| Digest::of(Algorithm::Sha256, &manifest.body));
+        let digest = manifest.digest.unwrap_or_else(|| Digest::of(Algorithm::Sha256, &manifest.body));
         Self {
             digest: Some(digest),
             size: Some(manifest.body.len() as u64),
@@ -362,11 +329,7 @@ impl Rounds {
 
     fn verdict(self) -> Error {
         let at = self.remotes[0].place().clone();
-        let unasked = Error::TimedOut {
-            at,
-            stage: Stage::Deadline,
-            after: self.deadline,
-        };
+        let unasked = Error::TimedOut { at, stage: Stage::Deadline, after: self.deadline };
         self.plan.verdict().unwrap_or(unasked)
     }
 }
@@ -399,16 +362,11 @@ async fn manifest(
     let mut body = read(remote, answer, MAX_MANIFEST_SIZE, until).await?;
     let expected = [reference.digest(), claimed];
     for digest in expected.iter().flatten() {
-        let verified = digest
-            .verify(body)
-            .map_err(|mismatch| remote.corrupt(format!("a manifest: {mismatch}")))?;
+        let verified =
+            digest.verify(body).map_err(|mismatch| remote.corrupt(format!("a manifest: {mismatch}")))?;
         body = verified.into_bytes();
     }
-    Ok(FetchedManifest {
-        body,
-        content_type,
-        digest: claimed,
-    })
+    Ok(FetchedManifest { body, content_type, digest: claimed })
 }
 
 async fn blob_head(
@@ -424,9 +382,7 @@ async fn blob_head(
     if let Some(contradiction) = answer.contradiction(digest) {
         return Err(remote.corrupt(contradiction));
     }
-    Ok(BlobHead {
-        size: answer.length(),
-    })
+    Ok(BlobHead { size: answer.length() })
 }
 
 #[derive(Deserialize)]
@@ -456,17 +412,10 @@ async fn tags(
 /// which every registry of the specification understands, stands in for those.
 fn next_page(link: &str, current: &Page, last_tag: Option<&String>) -> Option<Page> {
     let query = link.split_once('?').map(|(_, query)| query).unwrap_or_default();
-    let path = link
-        .parse::<Uri>()
-        .ok()
-        .map(|uri| uri.path().to_owned())
-        .unwrap_or_default();
+    let path = link.parse::<Uri>().ok().map(|uri| uri.path().to_owned()).unwrap_or_default();
     let page = match ApiRequest::parse(&path, Some(query)).map(|request| request.target) {
         Ok(Target::Tags { page, .. }) if page.last.is_some() => page,
-        _ => Page {
-            n: current.n,
-            last: Some(last_tag?.clone()),
-        },
+        _ => Page { n: current.n, last: Some(last_tag?.clone()) },
     };
     // A link back to this page would be followed for ever.
     (page.last != current.last).then_some(page)
@@ -483,11 +432,7 @@ async fn referrers(
     let filters = answer.header("oci-filters-applied").unwrap_or_default();
     let is_filtered = filters.split(',').any(|filter| filter.trim() == "artifactType");
     let body = read(remote, answer, MAX_MANIFEST_SIZE, until).await?;
-    Ok(FetchedReferrers {
-        body,
-        content_type,
-        is_filtered,
-    })
+    Ok(FetchedReferrers { body, content_type, is_filtered })
 }
 
 fn check_head(remote: &Remote, answer: &Answer, wanted: Option<&Digest>) -> Result<(), Error> {
@@ -526,14 +471,8 @@ async fn read(remote: &Remote, answer: Answer, limit: usize, until: Option<Insta
 
 fn unknown_place(upstream: &Upstream) -> Place {
     let nowhere = || "https://unknown.invalid".parse().expect("a constant, valid URL");
-    let endpoint = upstream
-        .endpoints
-        .first()
-        .map_or_else(nowhere, |endpoint| endpoint.site.clone());
-    Place {
-        upstream: upstream.name.clone(),
-        endpoint,
-    }
+    let endpoint = upstream.endpoints.first().map_or_else(nowhere, |endpoint| endpoint.site.clone());
+    Place { upstream: upstream.name.clone(), endpoint }
 }
 
 #[cfg(test)]
@@ -542,18 +481,12 @@ mod tests {
 
     #[test]
     fn the_next_page_is_found_in_every_form_of_link_and_never_leads_in_circles() {
-        let page = |n: Option<u32>, last: Option<&str>| Page {
-            n,
-            last: last.map(str::to_owned),
-        };
+        let page = |n: Option<u32>, last: Option<&str>| Page { n, last: last.map(str::to_owned) };
         let current = page(Some(2), Some("a"));
         let last = "c".to_owned();
         let cases = [
             ("/v2/x/tags/list?last=c&n=2", Some(page(Some(2), Some("c")))),
-            (
-                "https://r.example/v2/x/tags/list?n=5&last=b",
-                Some(page(Some(5), Some("b"))),
-            ),
+            ("https://r.example/v2/x/tags/list?n=5&last=b", Some(page(Some(5), Some("b")))),
             ("/v2/x/tags/list?next_page=opaque", Some(page(Some(2), Some("c")))),
             ("/odd?last=", Some(page(Some(2), Some("c")))),
             ("/v2/x/tags/list?last=a&n=2", None),

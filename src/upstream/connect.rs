@@ -83,11 +83,7 @@ impl<'c> Clients<'c> {
             tracing::info!("this machine has no trust store; the built-in roots of Mozilla are used");
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
-        Self {
-            config,
-            roots,
-            built: HashMap::new(),
-        }
+        Self { config, roots, built: HashMap::new() }
     }
 
     /// The client of a setting, shared with all endpoints of the same setting.
@@ -128,19 +124,14 @@ impl<'c> Clients<'c> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| ClientError::Tls {
-                file: "TLS".to_owned(),
-                reason: error.to_string(),
-            })?
+            .map_err(|error| ClientError::Tls { file: "TLS".to_owned(), reason: error.to_string() })?
             .with_root_certificates(roots);
         match &settings.client_identity {
             None => Ok(builder.with_no_client_auth()),
             Some((certificate, key)) => {
                 let chain = certificates(certificate)?;
                 let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, &error))?;
-                builder
-                    .with_client_auth_cert(chain, key_der)
-                    .map_err(|error| failed(certificate, &error))
+                builder.with_client_auth_cert(chain, key_der).map_err(|error| failed(certificate, &error))
             }
         }
     }
@@ -148,16 +139,11 @@ impl<'c> Clients<'c> {
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
     let certificates = CertificateDer::pem_file_iter(file).map_err(|error| failed(file, &error))?;
-    certificates
-        .collect::<Result<_, _>>()
-        .map_err(|error| failed(file, &error))
+    certificates.collect::<Result<_, _>>().map_err(|error| failed(file, &error))
 }
 
 fn failed(file: &Path, error: &dyn std::error::Error) -> ClientError {
-    ClientError::Tls {
-        file: file.display().to_string(),
-        reason: error.to_string(),
-    }
+    ClientError::Tls { file: file.display().to_string(), reason: error.to_string() }
 }
 
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -201,9 +187,7 @@ impl Service<Uri> for Connector {
         let limit = self.limit;
         Box::pin(async move {
             let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection in time");
-            tokio::time::timeout(limit, connecting)
-                .await
-                .map_err(|_| late())?
+            tokio::time::timeout(limit, connecting).await.map_err(|_| late())?
         })
     }
 }

@@ -88,12 +88,7 @@ pub(super) struct Opened {
 
 impl Download {
     pub(super) fn begin(remotes: Remotes, repository: Repository, digest: Digest, from: u64) -> Arc<Job> {
-        Arc::new(Job {
-            remotes,
-            repository,
-            digest,
-            from,
-        })
+        Arc::new(Job { remotes, repository, digest, from })
     }
 
     /// The blob's whole size in bytes, where a source has said it.
@@ -154,20 +149,16 @@ impl Download {
                     self.offset = end;
                     return Some(data);
                 }
-                remote.corrupt(format!(
-                    "more bytes than the {} declared",
-                    self.size.unwrap_or_default()
-                ))
+                remote.corrupt(format!("more bytes than the {} declared", self.size.unwrap_or_default()))
             }
             // A blob that is complete is complete, however its transfer ends.
             _ if self.size == Some(self.offset) => {
                 self.state = State::Ended;
                 return None;
             }
-            Frame::End if transfer.skip > 0 => remote.corrupt(format!(
-                "a blob of less than the {} bytes that came before",
-                self.offset
-            )),
+            Frame::End if transfer.skip > 0 => {
+                remote.corrupt(format!("a blob of less than the {} bytes that came before", self.offset))
+            }
             Frame::End if self.size.is_none() => {
                 self.size = Some(self.offset);
                 self.state = State::Ended;
@@ -280,15 +271,9 @@ impl Job {
     ) -> Result<Opened, Error> {
         let remote = &self.remotes[index];
         let permit = remote.download_permit(until).await?;
-        let target = Target::Blob {
-            repository: self.repository.clone(),
-            digest: self.digest,
-        };
+        let target = Target::Blob { repository: self.repository.clone(), digest: self.digest };
         let range_from = (offset > 0).then_some(offset);
-        let question = Question {
-            range_from,
-            ..Question::new(Kind::Blob, target)
-        };
+        let question = Question { range_from, ..Question::new(Kind::Blob, target) };
         let answer = remote.ask(&question, until).await?;
         if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return nothing_left(remote, &answer, offset, size);
@@ -311,10 +296,7 @@ impl Job {
             _permit: permit,
             body: answer.response.into_body(),
         };
-        Ok(Opened {
-            transfer: Some(transfer),
-            size: agreed,
-        })
+        Ok(Opened { transfer: Some(transfer), size: agreed })
     }
 }
 
@@ -351,33 +333,28 @@ async fn reopen(
 fn nothing_left(remote: &Remote, answer: &Answer, offset: u64, size: Option<u64>) -> Result<Opened, Error> {
     let stated = answer.content_range().and_then(|range| range.size);
     match stated {
-        Some(stated) if stated == offset && size.is_none_or(|size| size == stated) => Ok(Opened {
-            transfer: None,
-            size: stated.into(),
-        }),
+        Some(stated) if stated == offset && size.is_none_or(|size| size == stated) => {
+            Ok(Opened { transfer: None, size: stated.into() })
+        }
         _ => Err(remote.corrupt(format!("no bytes from {offset} on, although there were"))),
     }
 }
 
 /// The size that a 206 states, after its range was found to be the one that was asked for.
 fn partial(remote: &Remote, answer: &Answer, offset: u64) -> Result<Option<u64>, Error> {
-    let range = answer
-        .content_range()
-        .and_then(|content| Some((content.range?, content.size)));
+    let range = answer.content_range().and_then(|content| Some((content.range?, content.size)));
     let Some((range, size)) = range else {
         return Err(remote.corrupt("a partial answer that does not say which part it is".to_owned()));
     };
     if range.start != offset {
-        return Err(remote.corrupt(format!(
-            "asked for bytes from {offset} on, it sends them from {}",
-            range.start
-        )));
+        return Err(
+            remote.corrupt(format!("asked for bytes from {offset} on, it sends them from {}", range.start))
+        );
     }
     match answer.length() {
-        Some(length) if length != range.len() => Err(remote.corrupt(format!(
-            "a range of {} bytes with a length of {length}",
-            range.len()
-        ))),
+        Some(length) if length != range.len() => {
+            Err(remote.corrupt(format!("a range of {} bytes with a length of {length}", range.len())))
+        }
         _ => Ok(size),
     }
 }

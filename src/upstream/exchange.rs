@@ -29,11 +29,7 @@ pub(super) struct Question {
 
 impl Question {
     pub(super) fn new(kind: Kind, target: Target) -> Self {
-        Self {
-            kind,
-            target,
-            range_from: None,
-        }
+        Self { kind, target, range_from: None }
     }
 
     fn method(&self) -> Method {
@@ -74,10 +70,7 @@ impl Remote {
         if question.is_of_manifest()
             && let Some(wait) = self.health.quiet_for()
         {
-            return Err(Error::RateLimited {
-                at: self.place().clone(),
-                retry_after: Some(wait),
-            });
+            return Err(Error::RateLimited { at: self.place().clone(), retry_after: Some(wait) });
         }
         let pass = match self.health.enter() {
             Ok(pass) => pass,
@@ -92,10 +85,7 @@ impl Remote {
         let result = result.unwrap_or_else(|_| Err(self.timed_out(stage, elapsed)));
         match &result {
             Err(Error::TimedOut { stage, after, .. }) if !has_answered.load(Ordering::Relaxed) => {
-                let silence = Silence {
-                    stage: *stage,
-                    after: *after,
-                };
+                let silence = Silence { stage: *stage, after: *after };
                 if *stage == Stage::Deadline {
                     pass.missed_deadline(silence);
                 } else {
@@ -104,8 +94,7 @@ impl Remote {
             }
             _ => pass.answered(),
         }
-        self.metrics()
-            .answered(&self.place().upstream, question.kind, elapsed, &result);
+        self.metrics().answered(&self.place().upstream, question.kind, elapsed, &result);
         result
     }
 
@@ -118,27 +107,16 @@ impl Remote {
     }
 
     async fn exchange(&self, question: &Question, has_answered: &AtomicBool) -> Result<Answer, Error> {
-        let misconfigured = |reason: String| Error::Misconfigured {
-            at: self.place().clone(),
-            reason,
-        };
+        let misconfigured = |reason: String| Error::Misconfigured { at: self.place().clone(), reason };
         let Some(asked) = question.target.repository() else {
             return Err(misconfigured("the question names no repository".to_owned()));
         };
-        let repository = self
-            .endpoint()
-            .repository(asked)
-            .map_err(|error| misconfigured(error.to_string()))?;
-        let path = question
-            .target
-            .clone()
-            .with_repository(repository.clone())
-            .path_and_query();
+        let repository =
+            self.endpoint().repository(asked).map_err(|error| misconfigured(error.to_string()))?;
+        let path = question.target.clone().with_repository(repository.clone()).path_and_query();
 
         let mut authorization = self.auth.in_advance(self, &repository).await?;
-        let answer = self
-            .follow(question, &path, authorization.as_ref(), has_answered)
-            .await?;
+        let answer = self.follow(question, &path, authorization.as_ref(), has_answered).await?;
         // One retry: a challenge is answered once, and what is refused is renewed once.
         let retry = match answer.status() {
             _ if answer.is_from_elsewhere => None,
@@ -147,11 +125,9 @@ impl Remote {
                 match (&authorization, challenges.as_slice()) {
                     (None, []) => None,
                     (Some(refused), []) => self.auth.renew(self, &repository, refused).await,
-                    (refused, challenges) => Some(
-                        self.auth
-                            .answer(self, &repository, challenges, refused.as_ref())
-                            .await?,
-                    ),
+                    (refused, challenges) => {
+                        Some(self.auth.answer(self, &repository, challenges, refused.as_ref()).await?)
+                    }
                 }
             }
             // Some registries answer an expired token so.
@@ -166,9 +142,7 @@ impl Remote {
         }
         authorization = retry;
         body::drain(answer.response.into_body(), self.config()).await;
-        let answer = self
-            .follow(question, &path, authorization.as_ref(), has_answered)
-            .await?;
+        let answer = self.follow(question, &path, authorization.as_ref(), has_answered).await?;
         self.judge(question, answer).await
     }
 
@@ -183,34 +157,20 @@ impl Remote {
     ) -> Result<Answer, Error> {
         let odd = |error: RedirectError| self.not_a_registry(error.to_string());
         let mut site = self.endpoint().site.clone();
-        let mut url = site
-            .url(path)
-            .ok_or_else(|| self.not_a_registry("its URL cannot be built".to_owned()))?;
+        let mut url =
+            site.url(path).ok_or_else(|| self.not_a_registry("its URL cannot be built".to_owned()))?;
         let mut is_elsewhere = false;
         for _ in 0..=self.config().max_redirects {
             let sent = authorization.filter(|_| !is_elsewhere);
             let method = question.method();
             let response = self
-                .request(
-                    &site,
-                    url.clone(),
-                    method,
-                    question.accept(),
-                    question.range_from,
-                    sent,
-                )
+                .request(&site, url.clone(), method, question.accept(), question.range_from, sent)
                 .await?;
             has_answered.store(true, Ordering::Relaxed);
             if !is_redirect(response.status()) {
-                return Ok(Answer {
-                    response,
-                    is_from_elsewhere: is_elsewhere,
-                });
+                return Ok(Answer { response, is_from_elsewhere: is_elsewhere });
             }
-            let location = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|value| value.to_str().ok());
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             (url, site) = redirect::target(&url, location.unwrap_or_default()).map_err(odd)?;
             is_elsewhere |= site != self.endpoint().site;
             // Read to its end, or the connection could not be used again.
@@ -247,10 +207,9 @@ impl Remote {
         let at = self.place().clone();
         let detail = words(status, body);
         match status {
-            StatusCode::NOT_FOUND => Error::NotFound {
-                at,
-                code: code_of(body).unwrap_or(question.unknown()),
-            },
+            StatusCode::NOT_FOUND => {
+                Error::NotFound { at, code: code_of(body).unwrap_or(question.unknown()) }
+            }
             // The redirect's signature was refused: the endpoint gives a new one.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_from_elsewhere => Error::Unreachable {
                 at,
@@ -265,17 +224,9 @@ impl Remote {
                 Error::RateLimited { at, retry_after }
             }
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                Error::Unreachable {
-                    at,
-                    reason: format!("it answers {detail}"),
-                    retry_after,
-                }
+                Error::Unreachable { at, reason: format!("it answers {detail}"), retry_after }
             }
-            status if status.is_client_error() => Error::Refused {
-                at,
-                status: status.as_u16(),
-                detail,
-            },
+            status if status.is_client_error() => Error::Refused { at, status: status.as_u16(), detail },
             status => self.not_a_registry(format!("it answers {status}")),
         }
     }
@@ -284,17 +235,9 @@ impl Remote {
         let (at, has_credential) = (self.place().clone(), self.has_credential());
         let detail = words(status, body);
         if status == StatusCode::FORBIDDEN {
-            Error::Forbidden {
-                at,
-                has_credential,
-                detail,
-            }
+            Error::Forbidden { at, has_credential, detail }
         } else {
-            Error::Unauthorized {
-                at,
-                has_credential,
-                detail,
-            }
+            Error::Unauthorized { at, has_credential, detail }
         }
     }
 }
@@ -305,18 +248,12 @@ fn is_redirect(status: StatusCode) -> bool {
 
 fn challenges(answer: &Answer) -> Vec<Challenge> {
     let values = answer.headers().get_all(WWW_AUTHENTICATE).iter();
-    values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(Challenge::parse_all)
-        .collect()
+    values.filter_map(|value| value.to_str().ok()).flat_map(Challenge::parse_all).collect()
 }
 
 /// The code of an error document, where it says what is missing.
 fn code_of(body: &[u8]) -> Option<ErrorCode> {
     let code = ErrorDocument::parse(body)?.errors.first()?.code;
-    matches!(
-        code,
-        ErrorCode::BlobUnknown | ErrorCode::ManifestUnknown | ErrorCode::NameUnknown
-    )
-    .then_some(code)
+    matches!(code, ErrorCode::BlobUnknown | ErrorCode::ManifestUnknown | ErrorCode::NameUnknown)
+        .then_some(code)
 }

@@ -36,18 +36,9 @@ struct State {
 
 #[derive(Debug, Clone, Copy)]
 enum Circuit {
-    Closed {
-        misses: u32,
-    },
-    Open {
-        until: Instant,
-        pause: Duration,
-        silence: Silence,
-    },
-    Probing {
-        pause: Duration,
-        silence: Silence,
-    },
+    Closed { misses: u32 },
+    Open { until: Instant, pause: Duration, silence: Silence },
+    Probing { pause: Duration, silence: Silence },
 }
 
 /// The time-out that is repeated while an endpoint is left alone.
@@ -59,31 +50,18 @@ pub(super) struct Silence {
 
 impl Health {
     pub(super) fn new() -> Self {
-        Self {
-            state: Mutex::new(State {
-                circuit: Circuit::Closed { misses: 0 },
-                quiet_until: None,
-            }),
-        }
+        Self { state: Mutex::new(State { circuit: Circuit::Closed { misses: 0 }, quiet_until: None }) }
     }
 
     /// Lets a request through, or says why not. The pass is told how it went.
     pub(super) fn enter(&self) -> Result<Pass<'_>, Silence> {
         let mut state = self.lock();
         match state.circuit {
-            Circuit::Closed { .. } => Ok(Pass {
-                health: self,
-                settled: false,
-                is_probe: false,
-            }),
+            Circuit::Closed { .. } => Ok(Pass { health: self, settled: false, is_probe: false }),
             Circuit::Open { until, silence, .. } if Instant::now() < until => Err(silence),
             Circuit::Open { pause, silence, .. } => {
                 state.circuit = Circuit::Probing { pause, silence };
-                Ok(Pass {
-                    health: self,
-                    settled: false,
-                    is_probe: true,
-                })
+                Ok(Pass { health: self, settled: false, is_probe: true })
             }
             Circuit::Probing { silence, .. } => Err(silence),
         }
@@ -92,9 +70,7 @@ impl Health {
     /// How long manifests must not be asked for.
     pub(super) fn quiet_for(&self) -> Option<Duration> {
         let until = self.lock().quiet_until?;
-        until
-            .checked_duration_since(Instant::now())
-            .filter(|wait| !wait.is_zero())
+        until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
     }
 
     /// Remembers a 429.
@@ -133,11 +109,7 @@ impl Pass<'_> {
             // Requests that were on their way already say nothing new.
             Circuit::Open { .. } | Circuit::Probing { .. } => return,
         };
-        state.circuit = Circuit::Open {
-            until: Instant::now() + pause,
-            pause,
-            silence,
-        };
+        state.circuit = Circuit::Open { until: Instant::now() + pause, pause, silence };
     }
 
     /// It missed a deadline that may have been too short to tell.
@@ -163,11 +135,7 @@ impl Drop for Pass<'_> {
         }
         let mut state = self.health.lock();
         if let Circuit::Probing { pause, silence } = state.circuit {
-            state.circuit = Circuit::Open {
-                until: Instant::now(),
-                pause,
-                silence,
-            };
+            state.circuit = Circuit::Open { until: Instant::now(), pause, silence };
         }
     }
 }
@@ -177,10 +145,7 @@ mod tests {
     use super::*;
     use tokio::time::advance;
 
-    const SILENCE: Silence = Silence {
-        stage: Stage::Connect,
-        after: Duration::from_secs(5),
-    };
+    const SILENCE: Silence = Silence { stage: Stage::Connect, after: Duration::from_secs(5) };
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_endpoint_is_left_alone_for_a_growing_period_with_one_probe_after_each() {

@@ -72,21 +72,15 @@ impl Metrics {
         result: &Result<T, Error>,
     ) {
         let outcome = outcome(result);
-        self.requests
-            .with_label_values(&[upstream.as_str(), kind.as_str(), outcome])
-            .inc();
+        self.requests.with_label_values(&[upstream.as_str(), kind.as_str(), outcome]).inc();
         if result.is_ok() {
             let labels = [upstream.as_str(), kind.as_str()];
-            self.head_seconds
-                .with_label_values(&labels)
-                .observe(elapsed.as_secs_f64());
+            self.head_seconds.with_label_values(&labels).observe(elapsed.as_secs_f64());
         }
     }
 
     pub(super) fn token_exchanged<T>(&self, upstream: &UpstreamName, result: &Result<T, Error>) {
-        self.token_exchanges
-            .with_label_values(&[upstream.as_str(), outcome(result)])
-            .inc();
+        self.token_exchanges.with_label_values(&[upstream.as_str(), outcome(result)]).inc();
     }
 
     /// Looked up once per transfer, so that a frame costs one addition.

@@ -52,13 +52,7 @@ impl Plan {
 
     fn new(endpoints: usize, first: usize, rounds_left: Option<u32>, backoff: Backoff) -> Self {
         let outcomes = (0..endpoints).map(|_| Outcome::Untried).collect();
-        Self {
-            outcomes,
-            position: 0,
-            first,
-            rounds_left,
-            backoff,
-        }
+        Self { outcomes, position: 0, first, rounds_left, backoff }
     }
 
     /// What to do now. Each endpoint that is named must be reported as failed before the next step, or the
@@ -87,26 +81,14 @@ impl Plan {
         self.position = 0;
         let wait = self.backoff.next_wait();
         // Whoever resumes has time to do as it is asked; a call has not, and its rounds are few.
-        Step::Wait(if self.is_resuming() {
-            wait.max(shortest_wish)
-        } else {
-            wait
-        })
+        Step::Wait(if self.is_resuming() { wait.max(shortest_wish) } else { wait })
     }
 
     /// The endpoint that was to be asked has failed.
     pub(super) fn failed(&mut self, error: Error) {
         let index = (self.first + self.position) % self.outcomes.len();
-        let may_pass = if self.is_resuming() {
-            error.is_retryable()
-        } else {
-            passes_quickly(&error)
-        };
-        self.outcomes[index] = if may_pass {
-            Outcome::MayPass(error)
-        } else {
-            Outcome::Final(error)
-        };
+        let may_pass = if self.is_resuming() { error.is_retryable() } else { passes_quickly(&error) };
+        self.outcomes[index] = if may_pass { Outcome::MayPass(error) } else { Outcome::Final(error) };
         self.position += 1;
     }
 
@@ -158,47 +140,27 @@ mod tests {
     use crate::upstream::error::{Place, Stage};
 
     fn at(name: &str) -> Place {
-        Place {
-            upstream: "x.example".parse().unwrap(),
-            endpoint: format!("https://{name}").parse().unwrap(),
-        }
+        Place { upstream: "x.example".parse().unwrap(), endpoint: format!("https://{name}").parse().unwrap() }
     }
 
     fn not_found(name: &str) -> Error {
-        Error::NotFound {
-            at: at(name),
-            code: ErrorCode::BlobUnknown,
-        }
+        Error::NotFound { at: at(name), code: ErrorCode::BlobUnknown }
     }
 
     fn refused(name: &str) -> Error {
-        Error::Unreachable {
-            at: at(name),
-            reason: "refused".to_owned(),
-            retry_after: None,
-        }
+        Error::Unreachable { at: at(name), reason: "refused".to_owned(), retry_after: None }
     }
 
     fn limited(name: &str, retry_after: Option<u64>) -> Error {
-        Error::RateLimited {
-            at: at(name),
-            retry_after: retry_after.map(Duration::from_secs),
-        }
+        Error::RateLimited { at: at(name), retry_after: retry_after.map(Duration::from_secs) }
     }
 
     fn timed_out(name: &str) -> Error {
-        Error::TimedOut {
-            at: at(name),
-            stage: Stage::Connect,
-            after: Duration::from_secs(5),
-        }
+        Error::TimedOut { at: at(name), stage: Stage::Connect, after: Duration::from_secs(5) }
     }
 
     fn corrupt(name: &str) -> Error {
-        Error::Corrupt {
-            at: at(name),
-            reason: "other bytes".to_owned(),
-        }
+        Error::Corrupt { at: at(name), reason: "other bytes".to_owned() }
     }
 
     fn backoff() -> Backoff {

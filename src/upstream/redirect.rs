@@ -73,31 +73,17 @@ mod tests {
             ("other", "https://r.example/v2/a/blobs/other"),
             ("?part=2", "https://r.example/v2/a/blobs/sha256:1?part=2"),
         ] {
-            assert_eq!(
-                to(here, location).unwrap_or_else(|_| "error".to_owned()),
-                expected,
-                "{location}"
-            );
+            assert_eq!(to(here, location).unwrap_or_else(|_| "error".to_owned()), expected, "{location}");
         }
     }
 
     #[test]
     fn redirects_to_plain_http_or_to_nowhere_are_refused() {
-        assert_eq!(
-            to("https://r.example/", "http://r.example/"),
-            Err(RedirectError::Downgrade)
-        );
-        assert_eq!(
-            to("http://r.example/", "http://s.example/x").unwrap(),
-            "http://s.example/x"
-        );
+        assert_eq!(to("https://r.example/", "http://r.example/"), Err(RedirectError::Downgrade));
+        assert_eq!(to("http://r.example/", "http://s.example/x").unwrap(), "http://s.example/x");
         assert_eq!(to("http://r.example/", ""), Err(RedirectError::NoLocation));
         for location in ["ftp://x/", "https://user:word@x/", "https://", "https://a b/"] {
-            assert_eq!(
-                to("https://r.example/", location),
-                Err(RedirectError::NotAUrl),
-                "{location}"
-            );
+            assert_eq!(to("https://r.example/", location), Err(RedirectError::NotAUrl), "{location}");
         }
     }
 }

@@ -56,23 +56,13 @@ impl Remote {
         endpoint: &Endpoint,
         clients: &mut Clients<'_>,
     ) -> Result<Self, ClientError> {
-        let place = Place {
-            upstream: upstream.name.clone(),
-            endpoint: endpoint.site.clone(),
-        };
-        let without_identity = TlsSettings {
-            client_identity: None,
-            ..endpoint.tls.clone()
-        };
+        let place = Place { upstream: upstream.name.clone(), endpoint: endpoint.site.clone() };
+        let without_identity = TlsSettings { client_identity: None, ..endpoint.tls.clone() };
         Ok(Self {
             shared: Arc::clone(shared),
             own: clients.client(&endpoint.tls)?,
             foreign: clients.client(&without_identity)?,
-            auth: Auth::new(
-                place.clone(),
-                endpoint.credential.clone(),
-                upstream.realms.clone(),
-            ),
+            auth: Auth::new(place.clone(), endpoint.credential.clone(), upstream.realms.clone()),
             health: Health::new(),
             downloads: Arc::new(Semaphore::new(shared.config.max_downloads_per_endpoint)),
             endpoint: endpoint.clone(),
@@ -114,10 +104,7 @@ impl Remote {
         let acquiring = Arc::clone(&self.downloads).acquire_owned();
         let acquired = timeout_at(until.map_or(limit, |until| until.min(limit)), acquiring).await;
         // The semaphore is never closed, so only the wait can fail.
-        acquired
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| self.timed_out(Stage::Queue, began.elapsed()))
+        acquired.ok().and_then(Result::ok).ok_or_else(|| self.timed_out(Stage::Queue, began.elapsed()))
     }
 
     /// Sends one request to `site`, which must be the site of `url`, and waits for the response's head.
@@ -145,48 +132,25 @@ impl Remote {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let request = request
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| self.unreachable(chain(&error)))?;
-        let client = if *site == self.endpoint.site {
-            &self.own
-        } else {
-            &self.foreign
-        };
-        client
-            .request(request)
-            .await
-            .map_err(|error| self.transport_error(&error, site))
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.unreachable(chain(&error)))?;
+        let client = if *site == self.endpoint.site { &self.own } else { &self.foreign };
+        client.request(request).await.map_err(|error| self.transport_error(&error, site))
     }
 
     pub(super) fn unreachable(&self, reason: String) -> Error {
-        Error::Unreachable {
-            at: self.place.clone(),
-            reason,
-            retry_after: None,
-        }
+        Error::Unreachable { at: self.place.clone(), reason, retry_after: None }
     }
 
     pub(super) fn not_a_registry(&self, reason: String) -> Error {
-        Error::NotARegistry {
-            at: self.place.clone(),
-            reason,
-        }
+        Error::NotARegistry { at: self.place.clone(), reason }
     }
 
     pub(super) fn corrupt(&self, reason: String) -> Error {
-        Error::Corrupt {
-            at: self.place.clone(),
-            reason,
-        }
+        Error::Corrupt { at: self.place.clone(), reason }
     }
 
     pub(super) fn timed_out(&self, stage: Stage, after: Duration) -> Error {
-        Error::TimedOut {
-            at: self.place.clone(),
-            stage,
-            after,
-        }
+        Error::TimedOut { at: self.place.clone(), stage, after }
     }
 
     fn transport_error(&self, error: &hyper_util::client::legacy::Error, site: &Site) -> Error {
@@ -207,14 +171,8 @@ impl Remote {
 
 /// The status and what the upstream's error document says, made fit for a message.
 pub(super) fn words(status: StatusCode, body: &[u8]) -> String {
-    let summary = ErrorDocument::parse(body)
-        .map(|document| document.summary())
-        .unwrap_or_default();
-    if summary.is_empty() {
-        status.to_string()
-    } else {
-        format!("{}, {summary}", status.as_u16())
-    }
+    let summary = ErrorDocument::parse(body).map(|document| document.summary()).unwrap_or_default();
+    if summary.is_empty() { status.to_string() } else { format!("{}, {summary}", status.as_u16()) }
 }
 
 fn causes<'e>(

@@ -81,9 +81,7 @@ impl Answer {
 
     /// What contradicts `wanted`, if anything.
     pub(super) fn contradiction(&self, wanted: &Digest) -> Option<String> {
-        let claimed = self
-            .digest()
-            .filter(|claimed| claimed.algorithm() == wanted.algorithm())?;
+        let claimed = self.digest().filter(|claimed| claimed.algorithm() == wanted.algorithm())?;
         (claimed != *wanted).then(|| format!("asked for {wanted}, it claims to send {claimed}"))
     }
 
@@ -95,10 +93,7 @@ impl Answer {
 }
 
 fn is_html(content_type: &str) -> bool {
-    matches!(
-        media(content_type).as_str(),
-        "text/html" | "application/xhtml+xml"
-    )
+    matches!(media(content_type).as_str(), "text/html" | "application/xhtml+xml")
 }
 
 fn is_document(content_type: &str) -> bool {
@@ -116,9 +111,7 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     let wait = if let Ok(seconds) = text.parse::<u64>() {
         Duration::from_secs(seconds)
     } else {
-        let date = jiff::fmt::rfc2822::DateTimeParser::new()
-            .parse_timestamp(text)
-            .ok()?;
+        let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
         let date = Timestamp::from_millis(u64::try_from(date.as_millisecond()).ok()?);
         date.since(now).unwrap_or_default()
     };

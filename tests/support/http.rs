@@ -2,11 +2,7 @@
 //!
 //! A transfer in which nothing happens for a minute panics, so that a hanging edge fails its test.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test crate uses another part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test crate uses another part of it")]
 #![allow(clippy::format_push_string, reason = "a message head is no hot path")]
 
 use std::io;
@@ -100,24 +96,14 @@ pub async fn try_request(
 ) -> io::Result<Response> {
     let started = Instant::now();
     let connection = Connection::open(addr).await?;
-    connection
-        .send(method, path, headers, body, started)
-        .await?
-        .collect()
-        .await
+    connection.send(method, path, headers, body, started).await?.collect().await
 }
 
 /// GET up to the response head; the body waits in the returned transfer. Panics as [`get`] does.
 pub async fn open(addr: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Transfer {
     let started = Instant::now();
-    let sent = async {
-        Connection::open(addr)
-            .await?
-            .send("GET", path, headers, b"", started)
-            .await
-    };
-    sent.await
-        .unwrap_or_else(|error| panic!("GET {path} of {addr}: {error}"))
+    let sent = async { Connection::open(addr).await?.send("GET", path, headers, b"", started).await };
+    sent.await.unwrap_or_else(|error| panic!("GET {path} of {addr}: {error}"))
 }
 
 /// A kept-alive connection, for tests of what one connection carries in sequence.
@@ -133,11 +119,7 @@ impl Connection {
     pub async fn open(addr: SocketAddr) -> io::Result<Self> {
         let stream = patiently(TcpStream::connect(addr)).await?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            addr,
-            inbox: BytesMut::new(),
-        })
+        Ok(Self { stream, addr, inbox: BytesMut::new() })
     }
 
     /// GET up to the response head. Get the connection back from [`Transfer::into_connection`].
@@ -189,9 +171,8 @@ impl Connection {
             let head = self.inbox.split_to(end + 4);
             let head = String::from_utf8_lossy(&head[..end]).into_owned();
             let mut lines = head.split("\r\n");
-            let status = lines
-                .next()
-                .and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse::<u16>().ok());
+            let status =
+                lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse::<u16>().ok());
             let status = status.ok_or_else(|| invalid("no status line"))?;
             let headers = lines
                 .filter_map(|line| line.split_once(':'))
@@ -206,11 +187,7 @@ impl Connection {
     /// Reads until the pattern is in the inbox; returns where.
     async fn find(&mut self, pattern: &[u8]) -> io::Result<usize> {
         loop {
-            if let Some(at) = self
-                .inbox
-                .windows(pattern.len())
-                .position(|window| window == pattern)
-            {
+            if let Some(at) = self.inbox.windows(pattern.len()).position(|window| window == pattern) {
                 return Ok(at);
             }
             if self.inbox.len() > HEAD_LIMIT {
@@ -328,10 +305,7 @@ impl Transfer {
     pub async fn drain(&mut self) -> Drained {
         let before = self.got;
         while !self.next().await.is_empty() {}
-        Drained {
-            bytes: self.got - before,
-            complete: self.complete(),
-        }
+        Drained { bytes: self.got - before, complete: self.complete() }
     }
 
     /// Counts and hashes the rest of the body: its `sha256:` digest if nothing was read before.
@@ -346,10 +320,7 @@ impl Transfer {
             hash.update(&piece);
         }
         let hex: Vec<_> = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let drained = Drained {
-            bytes: self.got - before,
-            complete: self.complete(),
-        };
+        let drained = Drained { bytes: self.got - before, complete: self.complete() };
         (format!("sha256:{}", hex.concat()), drained)
     }
 
@@ -392,19 +363,12 @@ impl Transfer {
             Framing::Length(left) => {
                 let piece = self.some(left, most).await?;
                 let left = left - piece.len() as u64;
-                self.framing = if left == 0 {
-                    Framing::Ended
-                } else {
-                    Framing::Length(left)
-                };
+                self.framing = if left == 0 { Framing::Ended } else { Framing::Length(left) };
                 Ok(piece)
             }
             Framing::Chunk { left, .. } => {
                 let piece = self.some(left, most).await?;
-                self.framing = Framing::Chunk {
-                    left: left - piece.len() as u64,
-                    first: false,
-                };
+                self.framing = Framing::Chunk { left: left - piece.len() as u64, first: false };
                 Ok(piece)
             }
             Framing::UntilClose => match self.some(u64::MAX, most).await {
@@ -423,10 +387,7 @@ impl Transfer {
             return Err(invalid("no line end behind a chunk"));
         }
         let line = self.line().await?;
-        let size = line
-            .split(';')
-            .next()
-            .and_then(|size| u64::from_str_radix(size.trim(), 16).ok());
+        let size = line.split(';').next().and_then(|size| u64::from_str_radix(size.trim(), 16).ok());
         match size.ok_or_else(|| invalid("no chunk size"))? {
             0 => {
                 while !self.line().await?.is_empty() {}
@@ -450,19 +411,13 @@ impl Transfer {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let inbox = &mut self.connection.inbox;
-        let take = inbox
-            .len()
-            .min(most)
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let take = inbox.len().min(most).min(usize::try_from(left).unwrap_or(usize::MAX));
         Ok(inbox.split_to(take).freeze())
     }
 }
 
 fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers
-        .iter()
-        .find(|(own, _)| own.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.as_str())
+    headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -470,7 +425,5 @@ fn invalid(what: &str) -> io::Error {
 }
 
 async fn patiently<T>(wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("nothing happened for {PATIENCE:?}"))
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("nothing happened for {PATIENCE:?}"))
 }

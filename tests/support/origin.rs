@@ -23,12 +23,7 @@
 //! half.open();
 //! ```
 
-#![allow(
-    dead_code,
-    unused_imports,
-    unreachable_pub,
-    reason = "each test crate uses another part of it"
-)]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test crate uses another part of it")]
 #![allow(clippy::format_push_string, reason = "a message head is no hot path")]
 
 mod auth;
@@ -116,11 +111,7 @@ impl Origin {
             black_hole: watch::Sender::new(false),
             state: Mutex::default(),
         };
-        let origin = Self {
-            port,
-            shared: Arc::new(shared),
-            server: Server::default(),
-        };
+        let origin = Self { port, shared: Arc::new(shared), server: Server::default() };
         origin.server.start(&origin.port, &origin.shared);
         origin
     }
@@ -190,9 +181,7 @@ impl Origin {
         media_type: &str,
         bytes: impl Into<Bytes>,
     ) -> String {
-        self.state()
-            .registry
-            .add_manifest(repo, tag, media_type, bytes.into())
+        self.state().registry.add_manifest(repo, tag, media_type, bytes.into())
     }
 
     /// Also takes away the tags that point to it.
@@ -211,10 +200,7 @@ impl Origin {
 
     /// An OCI image for linux/amd64 with these opaque layers.
     pub fn add_image(&self, repo: &str, tag: &str, layers: Vec<Bytes>) -> Image {
-        let digests: Vec<_> = layers
-            .into_iter()
-            .map(|layer| self.add_blob(repo, layer))
-            .collect();
+        let digests: Vec<_> = layers.into_iter().map(|layer| self.add_blob(repo, layer)).collect();
         self.add_image_of(repo, tag, &digests)
     }
 
@@ -231,12 +217,7 @@ impl Origin {
         });
         let manifest = Bytes::from(manifest.to_string());
         let manifest_digest = self.add_manifest(repo, Some(tag), OCI_MANIFEST, manifest.clone());
-        Image {
-            manifest_digest,
-            manifest,
-            config_digest,
-            layer_digests: layer_digests.to_vec(),
-        }
+        Image { manifest_digest, manifest, config_digest, layer_digests: layer_digests.to_vec() }
     }
 
     /// An OCI index of images of the same repository, each with its `os/architecture[/variant]`. Returns the digest.
@@ -252,11 +233,7 @@ impl Origin {
     }
 
     fn descriptor(&self, media_type: &str, digest: &str) -> Value {
-        let size = self
-            .state()
-            .registry
-            .blob_len(digest)
-            .expect("the blob was added before");
+        let size = self.state().registry.blob_len(digest).expect("the blob was added before");
         json!({ "mediaType": media_type, "digest": digest, "size": size })
     }
 }
@@ -346,29 +323,21 @@ impl Service for Shared {
 impl Shared {
     async fn out_of_black_hole(&self) {
         let mut hole = self.black_hole.subscribe();
-        hole.wait_for(|on| !on)
-            .await
-            .expect("the origin holds the sender");
+        hole.wait_for(|on| !on).await.expect("the origin holds the sender");
     }
 
     /// The rule that takes this request, or one that does nothing.
     fn fault_for(&self, request: &Request) -> Fault {
         let mut state = lock(&self.state);
         let challenged = self.refusal(&state, request).is_some();
-        let taken = state
-            .faults
-            .iter_mut()
-            .find_map(|fault| fault.takes(request, challenged).then(|| fault.clone()));
+        let taken =
+            state.faults.iter_mut().find_map(|fault| fault.takes(request, challenged).then(|| fault.clone()));
         taken.unwrap_or_default()
     }
 
     fn answer(&self, request: &Request, fault: &Fault) -> Answer {
         match &fault.instead {
-            Some(Instead::Respond {
-                status,
-                headers,
-                body,
-            }) => Answer::canned(*status, headers, body),
+            Some(Instead::Respond { status, headers, body }) => Answer::canned(*status, headers, body),
             Some(Instead::Redirect { base }) => {
                 let mark = if request.query.is_empty() { "?" } else { "&" };
                 let location = format!("{base}{}{mark}redirected=1", request.target());
@@ -379,8 +348,7 @@ impl Shared {
                 if request.path == "/token" {
                     return state.auth.issue(request);
                 }
-                self.refusal(&state, request)
-                    .unwrap_or_else(|| state.registry.answer(request))
+                self.refusal(&state, request).unwrap_or_else(|| state.registry.answer(request))
             }
         }
     }
@@ -388,9 +356,7 @@ impl Shared {
     fn refusal(&self, state: &State, request: &Request) -> Option<Answer> {
         let path = request.decoded_path();
         let repository = Route::parse(&path).map(|(name, _)| name);
-        path.starts_with("/v2")
-            .then(|| state.auth.refusal(request, repository, &self.url))
-            .flatten()
+        path.starts_with("/v2").then(|| state.auth.refusal(request, repository, &self.url)).flatten()
     }
 }
 

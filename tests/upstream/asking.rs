@@ -15,20 +15,13 @@ async fn a_manifest_comes_with_its_type_and_digest() {
     assert_eq!(manifest.body, image.manifest);
     assert_eq!(manifest.content_type.as_deref(), Some(OCI_MANIFEST));
     assert_eq!(manifest.digest, Some(parsed(&image.manifest_digest)));
-    assert_eq!(
-        edge.manifest(&image.manifest_digest).await.unwrap().body,
-        image.manifest
-    );
+    assert_eq!(edge.manifest(&image.manifest_digest).await.unwrap().body, image.manifest);
     let head = edge.head("latest").await.unwrap();
     assert_eq!(head.digest, manifest.digest);
     assert_eq!(head.size, Some(image.manifest.len() as u64));
     assert_eq!(head.media_type.as_deref(), Some(OCI_MANIFEST));
     for request in origin.requests() {
-        assert_eq!(
-            request.header("accept"),
-            Some(MANIFEST_ACCEPT),
-            "the whole set, always"
-        );
+        assert_eq!(request.header("accept"), Some(MANIFEST_ACCEPT), "the whole set, always");
     }
 }
 
@@ -39,55 +32,23 @@ async fn a_manifest_that_is_not_what_it_claims_is_never_returned() {
     let page = [("Content-Type", "text/html")];
     for by_digest in [false, true] {
         let cases: [(&str, Fault, &str); 6] = [
-            (
-                "a flipped byte",
-                Fault::on("GET", "/manifests/").corrupt_at(3),
-                "corrupt",
-            ),
-            (
-                "cut short",
-                Fault::on("GET", "/manifests/").truncate_to(20),
-                "corrupt",
-            ),
-            (
-                "another digest",
-                Fault::on("GET", "/manifests/").wrong_digest_header(&other),
-                "corrupt",
-            ),
-            (
-                "a page",
-                Fault::on("GET", "/manifests/").respond(200, &page, "<html>"),
-                "not_a_registry",
-            ),
-            (
-                "too large",
-                Fault::on("GET", "/manifests/").respond(200, &[], large.clone()),
-                "not_a_registry",
-            ),
-            (
-                "broken off",
-                Fault::on("GET", "/manifests/").cut_at(20),
-                "unreachable",
-            ),
+            ("a flipped byte", Fault::on("GET", "/manifests/").corrupt_at(3), "corrupt"),
+            ("cut short", Fault::on("GET", "/manifests/").truncate_to(20), "corrupt"),
+            ("another digest", Fault::on("GET", "/manifests/").wrong_digest_header(&other), "corrupt"),
+            ("a page", Fault::on("GET", "/manifests/").respond(200, &page, "<html>"), "not_a_registry"),
+            ("too large", Fault::on("GET", "/manifests/").respond(200, &[], large.clone()), "not_a_registry"),
+            ("broken off", Fault::on("GET", "/manifests/").cut_at(20), "unreachable"),
         ];
         for (name, fault, kind) in cases {
             let (origin, honest) = (Origin::start().await, Origin::start().await);
             let image = origin.add_image(REPOSITORY, "latest", vec![]);
             honest.add_image(REPOSITORY, "latest", vec![]);
             origin.fault(fault);
-            let reference = if by_digest {
-                image.manifest_digest.as_str()
-            } else {
-                "latest"
-            };
+            let reference = if by_digest { image.manifest_digest.as_str() } else { "latest" };
             let error = Edge::of(&[origin.url()]).manifest(reference).await.unwrap_err();
             assert_eq!(error.kind(), kind, "{name}: {error}");
             let both = Edge::of(&[origin.url(), honest.url()]);
-            assert_eq!(
-                both.manifest(reference).await.unwrap().body,
-                image.manifest,
-                "{name}"
-            );
+            assert_eq!(both.manifest(reference).await.unwrap().body, image.manifest, "{name}");
         }
     }
 }
@@ -98,10 +59,7 @@ async fn a_manifest_asked_for_by_digest_needs_no_header_to_be_checked() {
     let image = origin.add_image(REPOSITORY, "latest", vec![]);
     origin.fault(Fault::on("GET", "/manifests/").corrupt_at(3).drop_digest_header());
     let edge = Edge::of(&[origin.url()]);
-    assert_eq!(
-        edge.manifest(&image.manifest_digest).await.unwrap_err().kind(),
-        "corrupt"
-    );
+    assert_eq!(edge.manifest(&image.manifest_digest).await.unwrap_err().kind(), "corrupt");
 }
 
 #[tokio::test]
@@ -133,29 +91,15 @@ async fn tags_come_page_by_page() {
         origin.move_tag(REPOSITORY, tag, &image.manifest_digest);
     }
     let edge = Edge::of(&[origin.url()]);
-    let (mut page, mut pages) = (
-        Some(Page {
-            n: Some(2),
-            last: None,
-        }),
-        Vec::new(),
-    );
+    let (mut page, mut pages) = (Some(Page { n: Some(2), last: None }), Vec::new());
     while let Some(wanted) = page {
-        let answer = edge
-            .client
-            .tags(&edge.upstream, &repository(), &wanted)
-            .await
-            .unwrap();
+        let answer = edge.client.tags(&edge.upstream, &repository(), &wanted).await.unwrap();
         pages.push(answer.tags.join(" "));
         page = answer.next;
     }
     assert_eq!(pages, ["a b", "c d", "e"]);
     let unknown = "library/other".parse().unwrap();
-    let error = edge
-        .client
-        .tags(&edge.upstream, &unknown, &Page::default())
-        .await
-        .unwrap_err();
+    let error = edge.client.tags(&edge.upstream, &unknown, &Page::default()).await.unwrap_err();
     assert_eq!(error.kind(), "not_found");
 }
 
@@ -166,31 +110,12 @@ async fn referrers_come_as_they_are_and_a_missing_api_is_told_apart() {
     let digest = parsed(&image.manifest_digest);
     let edge = Edge::of(&[origin.url()]);
     let repository = repository();
-    let missing = edge
-        .client
-        .referrers(&edge.upstream, &repository, &digest, Some("a/b"))
-        .await
-        .unwrap_err();
+    let missing = edge.client.referrers(&edge.upstream, &repository, &digest, Some("a/b")).await.unwrap_err();
     assert_eq!(missing.kind(), "not_found");
-    origin.add_referrers(
-        REPOSITORY,
-        &image.manifest_digest,
-        vec![json!({ "artifactType": "a/b" })],
-    );
+    origin.add_referrers(REPOSITORY, &image.manifest_digest, vec![json!({ "artifactType": "a/b" })]);
     origin.fault(Fault::on("GET", "artifactType=a").header("OCI-Filters-Applied", "artifactType"));
-    let found = edge
-        .client
-        .referrers(&edge.upstream, &repository, &digest, Some("a/b"))
-        .await
-        .unwrap();
+    let found = edge.client.referrers(&edge.upstream, &repository, &digest, Some("a/b")).await.unwrap();
     assert!(found.is_filtered);
     assert!(String::from_utf8_lossy(&found.body).contains("a/b"));
-    assert!(
-        !edge
-            .client
-            .referrers(&edge.upstream, &repository, &digest, None)
-            .await
-            .unwrap()
-            .is_filtered
-    );
+    assert!(!edge.client.referrers(&edge.upstream, &repository, &digest, None).await.unwrap().is_filtered);
 }

@@ -20,27 +20,16 @@ async fn guarded() -> (Origin, String) {
 
 fn bearer() -> BearerConfig {
     let users = vec![("robot".to_owned(), SECRET.to_owned())];
-    BearerConfig {
-        users,
-        anonymous_allowed: false,
-        ..BearerConfig::default()
-    }
+    BearerConfig { users, anonymous_allowed: false, ..BearerConfig::default() }
 }
 
 fn as_robot(origin: &Origin) -> Edge {
-    Edge::with(&format!(
-        "url = \"{}\"\nusername = \"robot\"\npassword = \"{SECRET}\"",
-        origin.url()
-    ))
+    Edge::with(&format!("url = \"{}\"\nusername = \"robot\"\npassword = \"{SECRET}\"", origin.url()))
 }
 
 /// Requests that carried an `Authorization`.
 fn authorized(origin: &Origin) -> usize {
-    origin
-        .requests()
-        .iter()
-        .filter(|request| request.header("authorization").is_some())
-        .count()
+    origin.requests().iter().filter(|request| request.header("authorization").is_some()).count()
 }
 
 #[tokio::test]
@@ -64,9 +53,7 @@ async fn many_at_once_share_one_token() {
         .map(|_| {
             let (client, upstream) = (edge.client.clone(), edge.upstream.clone());
             tokio::spawn(async move {
-                client
-                    .manifest(&upstream, &super::repository(), &"latest".parse().unwrap())
-                    .await
+                client.manifest(&upstream, &super::repository(), &"latest".parse().unwrap()).await
             })
         })
         .collect();
@@ -97,41 +84,22 @@ async fn an_expired_token_is_renewed_before_it_is_sent() {
     edge.clock.advance(Duration::from_secs(2));
     origin.clear_log();
     edge.manifest("latest").await.unwrap();
-    assert_eq!(
-        (origin.count("GET", "/token"), origin.count("GET", "/v2/")),
-        (1, 1),
-        "no 401 in between"
-    );
+    assert_eq!((origin.count("GET", "/token"), origin.count("GET", "/v2/")), (1, 1), "no 401 in between");
 }
 
 #[tokio::test]
 async fn a_refused_credential_is_the_operators_business_and_tried_once() {
     let (origin, _) = guarded().await;
-    let edge = Edge::with(&format!(
-        "url = \"{}\"\nusername = \"robot\"\npassword = \"wrong\"",
-        origin.url()
-    ));
+    let edge = Edge::with(&format!("url = \"{}\"\nusername = \"robot\"\npassword = \"wrong\"", origin.url()));
     let error = edge.manifest("latest").await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Unauthorized {
-                has_credential: true,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, Error::Unauthorized { has_credential: true, .. }), "{error}");
     assert_eq!(error.blame(), Blame::Edge);
     assert!(!error.is_retryable());
     assert_eq!(origin.count("GET", "/token"), 1);
     assert!(!format!("{error} {error:?}").contains("wrong"));
 
     let anonymous = Edge::of(&[origin.url()]);
-    assert_eq!(
-        anonymous.manifest("latest").await.unwrap_err().blame(),
-        Blame::Request
-    );
+    assert_eq!(anonymous.manifest("latest").await.unwrap_err().blame(), Blame::Request);
 }
 
 #[tokio::test]
@@ -141,17 +109,12 @@ async fn basic_credentials_wait_for_their_challenge() {
     let edge = as_robot(&origin);
     edge.fetch(&digest, 0).await.unwrap();
     edge.manifest("latest").await.unwrap();
-    let sent: Vec<_> = origin
-        .requests()
-        .iter()
-        .map(|request| request.header("authorization").is_some())
-        .collect();
+    let sent: Vec<_> =
+        origin.requests().iter().map(|request| request.header("authorization").is_some()).collect();
     assert_eq!(sent, [false, true, true]);
 
-    let wrong = Edge::with(&format!(
-        "url = \"{}\"\nusername = \"robot\"\npassword = \"wrong\"",
-        origin.url()
-    ));
+    let wrong =
+        Edge::with(&format!("url = \"{}\"\nusername = \"robot\"\npassword = \"wrong\"", origin.url()));
     origin.clear_log();
     assert_eq!(wrong.manifest("latest").await.unwrap_err().kind(), "unauthorized");
     assert_eq!(origin.count("*", ""), 2);
@@ -163,20 +126,11 @@ async fn a_hostile_realm_gets_no_request_at_all() {
     let (origin, _) = guarded().await;
     // Another host by name, although it is the same machine.
     let realm = thief.url().replace("127.0.0.1", "localhost") + "/token?steal=1";
-    origin.require_bearer(BearerConfig {
-        realm: Some(realm),
-        ..bearer()
-    });
+    origin.require_bearer(BearerConfig { realm: Some(realm), ..bearer() });
     let error = as_robot(&origin).manifest("latest").await.unwrap_err();
-    assert!(
-        matches!(&error, Error::RealmRefused { realm, .. } if realm.contains("localhost")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::RealmRefused { realm, .. } if realm.contains("localhost")), "{error}");
     assert_eq!(error.blame(), Blame::Edge);
-    assert!(
-        error.to_string().contains("`realms`") && !error.to_string().contains("steal"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("`realms`") && !error.to_string().contains("steal"), "{error}");
     assert_eq!(thief.connections_accepted(), 0);
 
     let realm = thief.url().replace("127.0.0.1", "localhost");
@@ -184,10 +138,7 @@ async fn a_hostile_realm_gets_no_request_at_all() {
         "url = \"{}\"\nrealms = [\"{realm}\"]\nusername = \"robot\"\npassword = \"{SECRET}\"",
         origin.url()
     ));
-    assert!(
-        allowing.manifest("latest").await.is_err(),
-        "its tokens are worth nothing here"
-    );
+    assert!(allowing.manifest("latest").await.is_err(), "its tokens are worth nothing here");
     assert_eq!(authorized(&thief), 1, "a configured one gets the credential");
 }
 
@@ -203,10 +154,7 @@ async fn a_redirect_to_another_site_drops_the_authorization() {
         }
         let edge = as_robot(&origin);
         assert_eq!(edge.fetch(&digest, 0).await.unwrap(), synthetic_bytes(1000, 3));
-        let head = edge
-            .client
-            .head_blob(&edge.upstream, &super::repository(), &super::parsed(&digest))
-            .await;
+        let head = edge.client.head_blob(&edge.upstream, &super::repository(), &super::parsed(&digest)).await;
         assert_eq!(head.unwrap().size, Some(1000));
     }
     assert_eq!(storage.count("GET", "redirected=1"), 2);
@@ -248,9 +196,7 @@ async fn each_endpoint_has_its_own_credential() {
     edge.manifest("latest").await.unwrap();
     edge.manifest("latest").await.unwrap();
     let second_saw = second.requests();
-    let tokens = second_saw
-        .iter()
-        .filter_map(|request| request.header("authorization"));
+    let tokens = second_saw.iter().filter_map(|request| request.header("authorization"));
     assert!(tokens.into_iter().all(|sent| sent == "Basic b3RoZXI6d29yZA=="));
 }
 

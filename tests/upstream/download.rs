@@ -25,17 +25,8 @@ type Bend<'a> = &'a dyn Fn(Fault) -> Fault;
 
 /// The first bytes of the ranges that were asked for, in order; a request without one counts as 0.
 fn asked(origin: &Origin, digest: &str) -> Vec<u64> {
-    let first = |range: String| {
-        range
-            .trim_start_matches("bytes=")
-            .trim_end_matches('-')
-            .parse()
-            .unwrap()
-    };
-    let requests = origin
-        .requests()
-        .into_iter()
-        .filter(|request| request.path.contains(digest));
+    let first = |range: String| range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
+    let requests = origin.requests().into_iter().filter(|request| request.path.contains(digest));
     requests.map(|request| request.range.map_or(0, first)).collect()
 }
 
@@ -56,11 +47,8 @@ async fn a_blob_arrives_whole_and_its_size_is_known_at_once() {
 #[tokio::test]
 async fn a_broken_transfer_is_resumed_at_the_exact_byte() {
     type Break = fn(Fault, u64) -> Fault;
-    let breaks: [(&str, Break); 3] = [
-        ("cut", Fault::cut_at),
-        ("reset", Fault::reset_at),
-        ("stall", Fault::stall_at),
-    ];
+    let breaks: [(&str, Break); 3] =
+        [("cut", Fault::cut_at), ("reset", Fault::reset_at), ("stall", Fault::stall_at)];
     for (name, fault) in breaks {
         let (origin, digest) = origin().await;
         origin.fault(fault(Fault::on("GET", &digest).times(1), MIB + 5));
@@ -79,11 +67,7 @@ async fn a_download_can_begin_in_the_middle() {
     let mut download = edge.download(&digest, MIB).await.unwrap();
     assert_eq!((download.size(), download.offset()), (Some(SIZE), MIB));
     assert!(rest(&mut download).await.unwrap() == blob()[1 << 20..]);
-    assert_eq!(
-        edge.fetch(&digest, SIZE).await.unwrap(),
-        b"",
-        "nothing is left after the last byte"
-    );
+    assert_eq!(edge.fetch(&digest, SIZE).await.unwrap(), b"", "nothing is left after the last byte");
     assert_eq!(edge.fetch(&digest, SIZE + 1).await.unwrap_err().kind(), "corrupt");
 }
 
@@ -123,11 +107,7 @@ async fn a_download_survives_an_origin_that_vanishes_for_a_while() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     origin.come_back().await;
     assert!(reading.await.unwrap().unwrap() == blob());
-    assert!(
-        origin.bytes_sent(&digest) <= SIZE + MIB / 2,
-        "{}",
-        origin.bytes_sent(&digest)
-    );
+    assert!(origin.bytes_sent(&digest) <= SIZE + MIB / 2, "{}", origin.bytes_sent(&digest));
 }
 
 #[tokio::test]
@@ -142,11 +122,7 @@ async fn without_any_new_byte_a_download_gives_up_with_the_last_error() {
     assert_eq!(error.kind(), "unreachable", "{error}");
     assert!(error.to_string().contains("503"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-    assert_eq!(
-        download.next().await.unwrap_err().kind(),
-        "unreachable",
-        "the error stays"
-    );
+    assert_eq!(download.next().await.unwrap_err().kind(), "unreachable", "the error stays");
     assert!(origin.count("GET", &digest) < 40, "retries keep their distance");
 }
 
@@ -163,27 +139,14 @@ async fn a_broken_transfer_goes_on_at_the_next_endpoint() {
 #[tokio::test]
 async fn what_is_no_blob_is_refused_by_its_head_and_the_next_endpoint_asked() {
     let other = format!("sha256:{}", "0".repeat(64));
-    let html = |fault: Fault| {
-        fault.respond(
-            200,
-            &[("Content-Type", "text/html")],
-            "<html>please log in</html>",
-        )
-    };
+    let html =
+        |fault: Fault| fault.respond(200, &[("Content-Type", "text/html")], "<html>please log in</html>");
     let json = |fault: Fault| fault.respond(200, &[("Content-Type", "application/json")], "{\"errors\":[]}");
     let cases: [(&str, Bend<'_>, &str); 4] = [
         ("a page", &html, "not_a_registry"),
         ("an error document", &json, "not_a_registry"),
-        (
-            "another digest",
-            &|fault| fault.wrong_digest_header(&other),
-            "corrupt",
-        ),
-        (
-            "an encoding",
-            &|fault| fault.header("Content-Encoding", "gzip"),
-            "not_a_registry",
-        ),
+        ("another digest", &|fault| fault.wrong_digest_header(&other), "corrupt"),
+        ("an encoding", &|fault| fault.header("Content-Encoding", "gzip"), "not_a_registry"),
     ];
     for (name, fault, kind) in cases {
         let ((first, digest), (second, _)) = (origin().await, origin().await);
@@ -191,15 +154,9 @@ async fn what_is_no_blob_is_refused_by_its_head_and_the_next_endpoint_asked() {
         let alone = Edge::of(&[first.url()]);
         let error = alone.fetch(&digest, 0).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");
-        assert_eq!(
-            first.count("GET", &digest),
-            1,
-            "{name}: asking again does not help"
-        );
-        let head = alone
-            .client
-            .head_blob(&alone.upstream, &super::repository(), &super::parsed(&digest))
-            .await;
+        assert_eq!(first.count("GET", &digest), 1, "{name}: asking again does not help");
+        let head =
+            alone.client.head_blob(&alone.upstream, &super::repository(), &super::parsed(&digest)).await;
         assert_eq!(head.unwrap_err().kind(), kind, "{name}");
         let edge = Edge::of(&[first.url(), second.url()]);
         assert!(edge.fetch(&digest, 0).await.unwrap() == blob(), "{name}");
@@ -212,12 +169,8 @@ async fn a_source_that_contradicts_what_came_before_is_not_asked_again() {
     let lies: [(&str, Lie); 4] = [
         ("a shorter blob", |fault| fault.truncate_to(2 * MIB)),
         ("a longer blob", |fault| fault.extend_by(9)),
-        ("a longer blob without a length", |fault| {
-            fault.extend_by(9).chunked().ignore_range()
-        }),
-        ("another range", |fault| {
-            fault.header("Content-Range", &format!("bytes 0-{}/{SIZE}", SIZE - 1))
-        }),
+        ("a longer blob without a length", |fault| fault.extend_by(9).chunked().ignore_range()),
+        ("another range", |fault| fault.header("Content-Range", &format!("bytes 0-{}/{SIZE}", SIZE - 1))),
     ];
     for (name, lie) in lies {
         let ((first, digest), (second, _)) = (origin().await, origin().await);
@@ -231,11 +184,7 @@ async fn a_source_that_contradicts_what_came_before_is_not_asked_again() {
         first.fault(Fault::on("GET", &digest).times(1).reset_at(MIB));
         first.fault(lie(Fault::on("GET", &digest)));
         let alone = Edge::of(&[first.url()]);
-        assert_eq!(
-            alone.fetch(&digest, 0).await.unwrap_err().kind(),
-            "corrupt",
-            "{name}"
-        );
+        assert_eq!(alone.fetch(&digest, 0).await.unwrap_err().kind(), "corrupt", "{name}");
     }
 }
 
@@ -244,10 +193,7 @@ async fn a_cancelled_wait_loses_no_byte() {
     let (origin, digest) = origin().await;
     origin.fault(Fault::on("GET", &digest).times(1).throttle(4 * MIB).reset_at(MIB));
     origin.fault(
-        Fault::on("GET", &digest)
-            .times(1)
-            .delay_headers(Duration::from_millis(100))
-            .throttle(8 * MIB),
+        Fault::on("GET", &digest).times(1).delay_headers(Duration::from_millis(100)).throttle(8 * MIB),
     );
     let edge = Edge::of(&[origin.url()]);
     let mut download = edge.download(&digest, 0).await.unwrap();
@@ -279,11 +225,8 @@ async fn a_slow_reader_is_no_stall() {
 async fn downloads_from_one_endpoint_wait_for_their_turn() {
     let (origin, digest) = origin().await;
     let text = format!("[upstreams.\"x.example\"]\nurl = \"{}\"\n", origin.url());
-    let fetch = FetchConfig {
-        max_downloads_per_endpoint: 1,
-        give_up_after: Duration::from_millis(300),
-        ..quick()
-    };
+    let fetch =
+        FetchConfig { max_downloads_per_endpoint: 1, give_up_after: Duration::from_millis(300), ..quick() };
     let edge = Edge::configured(&text, fetch);
     let first = edge.download(&digest, 0).await.unwrap();
     let error = edge.download(&digest, 0).await.unwrap_err();

@@ -23,10 +23,7 @@ async fn a_refused_connection_fails_well_within_two_seconds() {
     let error = edge.manifest("latest").await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert!(error.is_retryable());
-    assert!(
-        error.to_string().contains("x.example") && error.to_string().contains(&origin.url()),
-        "{error}"
-    );
+    assert!(error.to_string().contains("x.example") && error.to_string().contains(&origin.url()), "{error}");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     origin.come_back().await;
     edge.manifest("latest").await.unwrap();
@@ -38,41 +35,16 @@ async fn a_black_hole_costs_one_connect_deadline_and_then_nothing() {
     let edge = Edge::of(&[host.url()]);
     let began = Instant::now();
     let error = edge.manifest("latest").await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::TimedOut {
-                stage: Stage::Connect,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, Error::TimedOut { stage: Stage::Connect, .. }), "{error}");
     let first = began.elapsed();
-    assert!(
-        first >= Duration::from_millis(290) && first < Duration::from_millis(600),
-        "{first:?}"
-    );
+    assert!(first >= Duration::from_millis(290) && first < Duration::from_millis(600), "{first:?}");
 
     let began = Instant::now();
     for _ in 0..100 {
         let error = edge.manifest("latest").await.unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::TimedOut {
-                    stage: Stage::Connect,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, Error::TimedOut { stage: Stage::Connect, .. }), "{error}");
     }
-    assert!(
-        began.elapsed() < Duration::from_millis(100),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -81,16 +53,7 @@ async fn an_endpoint_that_never_answers_is_left_alone_until_a_probe_succeeds() {
     origin.black_hole(true);
     let edge = Edge::of(&[origin.url()]);
     let error = edge.manifest("latest").await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::TimedOut {
-                stage: Stage::Headers,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, Error::TimedOut { stage: Stage::Headers, .. }), "{error}");
     origin.black_hole(false);
     assert!(edge.manifest("latest").await.is_err(), "the pause lasts a second");
     tokio::time::sleep(Duration::from_millis(1_050)).await;
@@ -104,62 +67,27 @@ async fn behind_a_silent_endpoint_the_next_one_answers() {
     edge.manifest("latest").await.unwrap();
     let began = Instant::now();
     edge.manifest("latest").await.unwrap();
-    assert!(
-        began.elapsed() < Duration::from_millis(200),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
 async fn a_callers_deadline_is_kept_and_one_miss_is_no_silence() {
     let origin = origin().await;
-    origin.fault(
-        Fault::on("HEAD", "/manifests/")
-            .times(1)
-            .delay_headers(Duration::from_millis(400)),
-    );
+    origin.fault(Fault::on("HEAD", "/manifests/").times(1).delay_headers(Duration::from_millis(400)));
     let edge = Edge::of(&[origin.url()]);
     let hasty = edge.client.with_deadline(Duration::from_millis(80));
     let began = Instant::now();
     let latest = "latest".parse().unwrap();
-    let error = hasty
-        .head_manifest(&edge.upstream, &super::repository(), &latest)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::TimedOut {
-                stage: Stage::Deadline,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(
-        began.elapsed() < Duration::from_millis(200),
-        "{:?}",
-        began.elapsed()
-    );
-    hasty
-        .head_manifest(&edge.upstream, &super::repository(), &latest)
-        .await
-        .unwrap();
+    let error = hasty.head_manifest(&edge.upstream, &super::repository(), &latest).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { stage: Stage::Deadline, .. }), "{error}");
+    assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+    hasty.head_manifest(&edge.upstream, &super::repository(), &latest).await.unwrap();
 }
 
 #[tokio::test]
 async fn what_may_pass_is_tried_again_and_what_will_not_is_not() {
-    for (status, expected) in [
-        (500, 3),
-        (502, 3),
-        (503, 3),
-        (408, 3),
-        (400, 1),
-        (404, 1),
-        (405, 1),
-        (451, 1),
-    ] {
+    for (status, expected) in [(500, 3), (502, 3), (503, 3), (408, 3), (400, 1), (404, 1), (405, 1), (451, 1)]
+    {
         let origin = origin().await;
         origin.fault(Fault::on("GET", "/manifests/").respond(status, &[], ""));
         let error = Edge::of(&[origin.url()]).manifest("latest").await.unwrap_err();
@@ -189,11 +117,7 @@ async fn unknown_is_said_only_if_every_endpoint_says_so() {
     for (origins, expected) in cases {
         let urls: Vec<_> = origins.iter().map(|origin| origin.url()).collect();
         let result = Edge::of(&urls).manifest("latest").await;
-        assert_eq!(
-            result.as_ref().err().map_or("ok", Error::kind),
-            expected,
-            "{urls:?}: {result:?}"
-        );
+        assert_eq!(result.as_ref().err().map_or("ok", Error::kind), expected, "{urls:?}: {result:?}");
     }
 }
 
@@ -209,11 +133,7 @@ async fn a_rate_limit_is_kept_for_manifests_and_leaves_blobs_alone() {
     assert!(
         matches!(again, Error::RateLimited { retry_after: Some(wait), .. } if wait <= Duration::from_secs(1))
     );
-    assert_eq!(
-        origin.count("*", "/manifests/"),
-        1,
-        "it is not asked before the time is over"
-    );
+    assert_eq!(origin.count("*", "/manifests/"), 1, "it is not asked before the time is over");
     assert_eq!(edge.fetch(&digest, 0).await.unwrap(), synthetic_bytes(1000, 3));
     tokio::time::sleep(Duration::from_millis(1_050)).await;
     edge.manifest("latest").await.unwrap();

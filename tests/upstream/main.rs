@@ -1,9 +1,6 @@
 //! The registry client against an origin that misbehaves on demand.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test's helpers fail the test that calls them"
-)]
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test that calls them")]
 
 #[path = "../support"]
 mod support {
@@ -55,11 +52,8 @@ impl Edge {
 
     fn configured(text: &str, fetch: FetchConfig) -> Self {
         let text = format!("[routing]\nbuiltin = false\n{text}");
-        let settings = Settings::new(
-            Some((Path::new("edge.toml"), &text)),
-            [],
-            std::collections::BTreeMap::new(),
-        );
+        let settings =
+            Settings::new(Some((Path::new("edge.toml"), &text)), [], std::collections::BTreeMap::new());
         let config = RoutingConfig::read(&settings.root());
         settings.finish().unwrap();
         let routes = Routes::new(config);
@@ -68,18 +62,11 @@ impl Edge {
         let registry = prometheus::Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
         let client = Client::new(fetch, &routes, clock.clone(), metrics).unwrap();
-        Self {
-            client,
-            upstream,
-            clock,
-            metrics: registry,
-        }
+        Self { client, upstream, clock, metrics: registry }
     }
 
     async fn download(&self, digest: &str, from: u64) -> Result<Download, Error> {
-        self.client
-            .download(&self.upstream, &repository(), &parsed(digest), from)
-            .await
+        self.client.download(&self.upstream, &repository(), &parsed(digest), from).await
     }
 
     /// A whole blob, or the error it ends with.
@@ -88,22 +75,12 @@ impl Edge {
     }
 
     async fn manifest(&self, reference: &str) -> Result<clawhub_edge::upstream::FetchedManifest, Error> {
-        self.client
-            .manifest(
-                &self.upstream,
-                &repository(),
-                &reference.parse::<Reference>().unwrap(),
-            )
-            .await
+        self.client.manifest(&self.upstream, &repository(), &reference.parse::<Reference>().unwrap()).await
     }
 
     async fn head(&self, reference: &str) -> Result<clawhub_edge::upstream::ManifestHead, Error> {
         self.client
-            .head_manifest(
-                &self.upstream,
-                &repository(),
-                &reference.parse::<Reference>().unwrap(),
-            )
+            .head_manifest(&self.upstream, &repository(), &reference.parse::<Reference>().unwrap())
             .await
     }
 
@@ -116,9 +93,7 @@ impl Edge {
     fn counted(&self, name: &str, label: &str) -> u64 {
         let families = self.metrics.gather();
         let family = families.iter().find(|family| family.name() == name);
-        let metrics = family
-            .map(prometheus::proto::MetricFamily::get_metric)
-            .unwrap_or_default();
+        let metrics = family.map(prometheus::proto::MetricFamily::get_metric).unwrap_or_default();
         metrics
             .iter()
             .filter(|metric| label.is_empty() || metric.get_label().iter().any(|pair| pair.value() == label))

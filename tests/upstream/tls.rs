@@ -25,10 +25,7 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let authority = Self {
-            directory: tempfile::tempdir().unwrap(),
-            issuer,
-        };
+        let authority = Self { directory: tempfile::tempdir().unwrap(), issuer };
         std::fs::write(authority.file("ca.pem"), authority.issuer.pem()).unwrap();
         let (certificate, key) = authority.leaf("edge");
         std::fs::write(authority.file("client.pem"), certificate.pem()).unwrap();
@@ -63,11 +60,7 @@ struct Server {
 impl Server {
     fn start(authority: &Authority, client_is_required: bool, response: impl Into<String>) -> Self {
         let verifier = WebPkiClientVerifier::builder(authority.roots());
-        let verifier = if client_is_required {
-            verifier
-        } else {
-            verifier.allow_unauthenticated()
-        };
+        let verifier = if client_is_required { verifier } else { verifier.allow_unauthenticated() };
         let (certificate, key) = authority.leaf("localhost");
         let config = ServerConfig::builder()
             .with_client_cert_verifier(verifier.build().unwrap())
@@ -95,10 +88,7 @@ impl Server {
                     }
                 }
                 if length > 0 {
-                    noted
-                        .lock()
-                        .unwrap()
-                        .push(stream.conn.peer_certificates().is_some());
+                    noted.lock().unwrap().push(stream.conn.peer_certificates().is_some());
                     let _ = stream.write_all(response.as_bytes());
                     stream.conn.send_close_notify();
                     let _ = stream.flush();
@@ -114,10 +104,7 @@ impl Server {
 }
 
 fn ok() -> String {
-    format!(
-        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{BODY}",
-        BODY.len()
-    )
+    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())
 }
 
 fn with_ca(url: &str, authority: &Authority) -> String {
@@ -126,10 +113,7 @@ fn with_ca(url: &str, authority: &Authority) -> String {
 
 fn with_identity(url: &str, authority: &Authority) -> String {
     let (certificate, key) = (authority.file("client.pem"), authority.file("client.key"));
-    format!(
-        "{}\nclient_certificate = {certificate:?}\nclient_key = {key:?}",
-        with_ca(url, authority)
-    )
+    format!("{}\nclient_certificate = {certificate:?}\nclient_key = {key:?}", with_ca(url, authority))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,14 +121,8 @@ async fn a_private_ca_is_trusted_where_it_is_configured_and_nowhere_else() {
     let authority = Authority::new();
     let server = Server::start(&authority, false, ok());
     let trusting = Edge::with(&with_ca(&server.url, &authority));
-    assert_eq!(
-        trusting.manifest(&sha256(BODY.as_bytes())).await.unwrap().body,
-        BODY
-    );
-    let error = Edge::of(std::slice::from_ref(&server.url))
-        .manifest("latest")
-        .await
-        .unwrap_err();
+    assert_eq!(trusting.manifest(&sha256(BODY.as_bytes())).await.unwrap().body, BODY);
+    let error = Edge::of(std::slice::from_ref(&server.url)).manifest("latest").await.unwrap_err();
     assert_eq!(error.kind(), "unreachable");
     assert!(error.to_string().contains("certificate"), "{error}");
 }
@@ -153,16 +131,10 @@ async fn a_private_ca_is_trusted_where_it_is_configured_and_nowhere_else() {
 async fn a_client_certificate_is_shown_to_its_endpoint() {
     let authority = Authority::new();
     let server = Server::start(&authority, true, ok());
-    Edge::with(&with_identity(&server.url, &authority))
-        .manifest("latest")
-        .await
-        .unwrap();
+    Edge::with(&with_identity(&server.url, &authority)).manifest("latest").await.unwrap();
     assert_eq!(server.seen(), [true]);
     let without = Edge::with(&with_ca(&server.url, &authority));
-    assert_eq!(
-        without.manifest("latest").await.unwrap_err().kind(),
-        "unreachable"
-    );
+    assert_eq!(without.manifest("latest").await.unwrap_err().kind(), "unreachable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,10 +146,7 @@ async fn a_client_certificate_is_never_shown_to_another_host() {
         storage.url
     );
     let server = Server::start(&authority, true, redirect);
-    Edge::with(&with_identity(&server.url, &authority))
-        .manifest("latest")
-        .await
-        .unwrap();
+    Edge::with(&with_identity(&server.url, &authority)).manifest("latest").await.unwrap();
     assert_eq!((server.seen(), storage.seen()), (vec![true], vec![false]));
 }
 
@@ -187,10 +156,7 @@ async fn a_redirect_to_plain_http_is_refused() {
     let redirect = "HTTP/1.1 307 Temporary Redirect\r\nConnection: close\r\n\
                     Location: http://localhost:1/x?signature=s\r\nContent-Length: 0\r\n\r\n";
     let server = Server::start(&authority, false, redirect);
-    let error = Edge::with(&with_ca(&server.url, &authority))
-        .manifest("latest")
-        .await
-        .unwrap_err();
+    let error = Edge::with(&with_ca(&server.url, &authority)).manifest("latest").await.unwrap_err();
     assert_eq!(error.kind(), "not_a_registry");
     assert!(!error.to_string().contains("signature"), "{error}");
 }

@@ -82,17 +82,8 @@ struct Token {
 
 impl Auth {
     pub(super) fn new(place: Place, credential: Option<Credential>, realms: Vec<Site>) -> Self {
-        let tokens = Cache::builder()
-            .max_capacity(MAX_TOKENS)
-            .time_to_live(FORGET_TOKENS_AFTER)
-            .build();
-        Self {
-            place,
-            credential,
-            realms,
-            memory: Mutex::default(),
-            tokens,
-        }
+        let tokens = Cache::builder().max_capacity(MAX_TOKENS).time_to_live(FORGET_TOKENS_AFTER).build();
+        Self { place, credential, realms, memory: Mutex::default(), tokens }
     }
 
     pub(super) fn has_credential(&self) -> bool {
@@ -140,26 +131,18 @@ impl Auth {
         rejected: &HeaderValue,
     ) -> Option<HeaderValue> {
         let demand = self.lock().demand.clone()?;
-        self.satisfy(remote, &demand, repository, Some(rejected))
-            .await
-            .ok()
+        self.satisfy(remote, &demand, repository, Some(rejected)).await.ok()
     }
 
     fn understand(&self, challenges: &[Challenge], repository: &Repository) -> Result<Demand, Error> {
-        if let Some(bearer) = challenges
-            .iter()
-            .find(|challenge| challenge.scheme == Scheme::Bearer)
-        {
-            let (realm, site) = realm::check(
-                bearer.realm().unwrap_or_default(),
-                &self.place.endpoint,
-                &self.realms,
-            )
-            .map_err(|refusal| Error::RealmRefused {
-                at: self.place.clone(),
-                realm: refusal.realm,
-                reason: refusal.reason.to_owned(),
-            })?;
+        if let Some(bearer) = challenges.iter().find(|challenge| challenge.scheme == Scheme::Bearer) {
+            let (realm, site) =
+                realm::check(bearer.realm().unwrap_or_default(), &self.place.endpoint, &self.realms)
+                    .map_err(|refusal| Error::RealmRefused {
+                        at: self.place.clone(),
+                        realm: refusal.realm,
+                        reason: refusal.reason.to_owned(),
+                    })?;
             return Ok(Demand::Bearer(Arc::new(TokenService {
                 site,
                 realm,
@@ -167,25 +150,16 @@ impl Auth {
                 scope: ScopeRule::learn(bearer.scope(), repository),
             })));
         }
-        if challenges
-            .iter()
-            .any(|challenge| challenge.scheme == Scheme::Basic)
-        {
+        if challenges.iter().any(|challenge| challenge.scheme == Scheme::Basic) {
             return Ok(Demand::Basic);
         }
-        let schemes: Vec<_> = challenges
-            .iter()
-            .map(|challenge| challenge.scheme.as_str())
-            .collect();
+        let schemes: Vec<_> = challenges.iter().map(|challenge| challenge.scheme.as_str()).collect();
         Err(Error::Unauthorized {
             at: self.place.clone(),
             has_credential: self.has_credential(),
             detail: match schemes.as_slice() {
                 [] => "401 without a challenge".to_owned(),
-                schemes => format!(
-                    "it wants the scheme {}, which is not supported",
-                    schemes.join(" or ")
-                ),
+                schemes => format!("it wants the scheme {}, which is not supported", schemes.join(" or ")),
             },
         })
     }
@@ -241,11 +215,7 @@ impl Auth {
             Ok(token) => token.fresh_until <= now || rejected == Some(&token.header),
             Err(_) => true,
         };
-        let entry = self
-            .tokens
-            .entry_by_ref(&scope)
-            .or_insert_with_if(fetch, is_spent)
-            .await;
+        let entry = self.tokens.entry_by_ref(&scope).or_insert_with_if(fetch, is_spent).await;
         entry.into_value().map(|token| token.header)
     }
 
@@ -257,18 +227,13 @@ impl Auth {
         let is_fresh = |read_at: &Instant| {
             !credential.can_change() || (!must_be_new && read_at.elapsed() < LOGIN_FRESH_FOR)
         };
-        if let Some((_, login)) = self
-            .lock()
-            .login
-            .as_ref()
-            .filter(|(read_at, _)| is_fresh(read_at))
-        {
+        if let Some((_, login)) = self.lock().login.as_ref().filter(|(read_at, _)| is_fresh(read_at)) {
             return Ok(Some(login.clone()));
         }
-        let login = credential.login().await.map_err(|error| Error::Misconfigured {
-            at: self.place.clone(),
-            reason: error.to_string(),
-        })?;
+        let login = credential
+            .login()
+            .await
+            .map_err(|error| Error::Misconfigured { at: self.place.clone(), reason: error.to_string() })?;
         self.lock().login = Some((Instant::now(), login.clone()));
         Ok(Some(login))
     }

@@ -18,20 +18,14 @@ pub(super) struct Refusal {
 
 /// The URL of a token service and its site, if `endpoint` or the configured `realms` allow it.
 pub(super) fn check(realm: &str, endpoint: &Site, realms: &[Site]) -> Result<(Uri, Site), Refusal> {
-    let not_a_url = || Refusal {
-        realm: shown(realm),
-        reason: "its realm is no URL",
-    };
+    let not_a_url = || Refusal { realm: shown(realm), reason: "its realm is no URL" };
     // A fragment is not sent.
     let text = realm.split('#').next().unwrap_or_default();
     let uri: Uri = text.parse().map_err(|_| not_a_url())?;
     let site = Site::of(&uri).map_err(|_| not_a_url())?;
     match refusal(&site, endpoint, realms) {
         None => Ok((uri, site)),
-        Some(reason) => Err(Refusal {
-            realm: site.to_string(),
-            reason,
-        }),
+        Some(reason) => Err(Refusal { realm: site.to_string(), reason }),
     }
 }
 
@@ -65,11 +59,7 @@ fn same_registrable_domain(one: &str, other: &str) -> bool {
 }
 
 fn shown(realm: &str) -> String {
-    let start: String = realm
-        .chars()
-        .take_while(|c| !matches!(c, '?' | '#'))
-        .take(100)
-        .collect();
+    let start: String = realm.chars().take_while(|c| !matches!(c, '?' | '#')).take(100).collect();
     format!("{start:?}")
 }
 
@@ -106,14 +96,8 @@ mod tests {
     fn a_hostile_realm_is_refused() {
         for (realm, endpoint) in [
             ("https://evil.example/token", "https://registry-1.docker.io"),
-            (
-                "https://docker.io.evil.example/token",
-                "https://registry-1.docker.io",
-            ),
-            (
-                "https://registry-1.docker.io@evil.example/token",
-                "https://registry-1.docker.io",
-            ),
+            ("https://docker.io.evil.example/token", "https://registry-1.docker.io"),
+            ("https://registry-1.docker.io@evil.example/token", "https://registry-1.docker.io"),
             ("https://evildocker.io/token", "https://registry-1.docker.io"),
             ("http://auth.docker.io/token", "https://registry-1.docker.io"),
             ("https://other.github.io/token", "https://registry.github.io"),
@@ -135,35 +119,16 @@ mod tests {
     #[test]
     fn a_configured_realm_is_asked_as_it_is_configured() {
         let endpoint = "https://registry.corp";
-        assert!(is_allowed(
-            "https://login.idp.example/t",
-            endpoint,
-            &["https://login.idp.example"]
-        ));
-        assert!(!is_allowed(
-            "http://login.idp.example/t",
-            endpoint,
-            &["https://login.idp.example"]
-        ));
-        assert!(!is_allowed(
-            "https://login.idp.example:8443/t",
-            endpoint,
-            &["https://login.idp.example"]
-        ));
-        assert!(is_allowed(
-            "http://idp.corp:5001/t",
-            "http://r.corp",
-            &["http://idp.corp:5001"]
-        ));
+        assert!(is_allowed("https://login.idp.example/t", endpoint, &["https://login.idp.example"]));
+        assert!(!is_allowed("http://login.idp.example/t", endpoint, &["https://login.idp.example"]));
+        assert!(!is_allowed("https://login.idp.example:8443/t", endpoint, &["https://login.idp.example"]));
+        assert!(is_allowed("http://idp.corp:5001/t", "http://r.corp", &["http://idp.corp:5001"]));
     }
 
     #[test]
     fn a_refusal_shows_no_query() {
         let endpoint = "https://quay.io".parse().unwrap();
-        for realm in [
-            "https://evil.example/token?password=secret",
-            "evil token?password=secret",
-        ] {
+        for realm in ["https://evil.example/token?password=secret", "evil token?password=secret"] {
             let refusal = check(realm, &endpoint, &[]).unwrap_err();
             assert!(!refusal.realm.contains("secret"), "{refusal:?}");
         }

@@ -45,44 +45,31 @@ pub(super) async fn fetch(
         reason: format!("its token service {} {reason}", service.site),
     };
     let url = url(service, scope).ok_or_else(|| not_a_registry("has no valid URL".to_owned()))?;
-    let response = remote
-        .request(
-            &service.site,
-            url,
-            Method::GET,
-            None,
-            None,
-            authorization.as_ref(),
-        )
-        .await?;
+    let response =
+        remote.request(&service.site, url, Method::GET, None, None, authorization.as_ref()).await?;
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
         let text = body::drain(body, remote.config()).await;
         return Err(refusal(remote, service, &head, &text));
     }
-    let text = body::read_all(body, MAX_REPLY, Pace::new(remote.config()), None)
-        .await
-        .map_err(|error| match error {
-            ReadError::TooLong => not_a_registry(format!("sends more than {MAX_REPLY} bytes")),
-            ReadError::Broken(reason) => unreachable(remote, service, &reason, None),
-            ReadError::TooSlow | ReadError::Deadline => {
-                unreachable(remote, service, "its reply stalls", None)
-            }
-        })?;
+    let text =
+        body::read_all(body, MAX_REPLY, Pace::new(remote.config()), None).await.map_err(
+            |error| match error {
+                ReadError::TooLong => not_a_registry(format!("sends more than {MAX_REPLY} bytes")),
+                ReadError::Broken(reason) => unreachable(remote, service, &reason, None),
+                ReadError::TooSlow | ReadError::Deadline => {
+                    unreachable(remote, service, "its reply stalls", None)
+                }
+            },
+        )?;
     // serde's message would quote the reply, which holds the token.
     let reply: Reply =
         serde_json::from_slice(&text).map_err(|_| not_a_registry("sends no JSON".to_owned()))?;
-    let value = [reply.token, reply.access_token]
-        .into_iter()
-        .flatten()
-        .find(|value| !value.is_empty());
+    let value = [reply.token, reply.access_token].into_iter().flatten().find(|value| !value.is_empty());
     let header = value
         .and_then(|value| secret_header(&format!("Bearer {value}")))
         .ok_or_else(|| not_a_registry("sends no usable token".to_owned()))?;
-    Ok(Token {
-        header,
-        fresh_until: fresh_until(asked_at, reply.expires_in),
-    })
+    Ok(Token { header, fresh_until: fresh_until(asked_at, reply.expires_in) })
 }
 
 fn refusal(
@@ -104,10 +91,9 @@ fn refusal(
         status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
             unreachable(remote, service, &words, retry_after)
         }
-        _ => Error::NotARegistry {
-            at,
-            reason: format!("its token service {} answers {words}", service.site),
-        },
+        _ => {
+            Error::NotARegistry { at, reason: format!("its token service {} answers {words}", service.site) }
+        }
     }
 }
 
@@ -118,11 +104,7 @@ fn unreachable(
     retry_after: Option<Duration>,
 ) -> Error {
     let reason = format!("the token service {}: {reason}", service.site);
-    Error::Unreachable {
-        at: remote.place().clone(),
-        reason,
-        retry_after,
-    }
+    Error::Unreachable { at: remote.place().clone(), reason, retry_after }
 }
 
 fn fresh_until(asked_at: Timestamp, expires_in: Option<u64>) -> Timestamp {
@@ -137,16 +119,9 @@ fn fresh_until(asked_at: Timestamp, expires_in: Option<u64>) -> Timestamp {
 fn url(service: &TokenService, scope: &str) -> Option<Uri> {
     let mut text = service.realm.to_string();
     let mut separator = if service.realm.query().is_some() { '&' } else { '?' };
-    let named = service
-        .service
-        .as_deref()
-        .filter(|name| !name.is_empty())
-        .map(|name| ("service", name));
+    let named = service.service.as_deref().filter(|name| !name.is_empty()).map(|name| ("service", name));
     // Several scopes in one challenge are separated by spaces, and sent one by one.
-    for (name, value) in named
-        .into_iter()
-        .chain(scope.split(' ').map(|scope| ("scope", scope)))
-    {
+    for (name, value) in named.into_iter().chain(scope.split(' ').map(|scope| ("scope", scope))) {
         text.push(separator);
         text.push_str(name);
         text.push('=');
@@ -189,10 +164,7 @@ mod tests {
             text("https://a.example/t", Some("r & s"), "repository:x/y:pull"),
             "https://a.example/t?service=r%20%26%20s&scope=repository:x/y:pull"
         );
-        assert_eq!(
-            text("https://a.example/t?a=b", None, "p q"),
-            "https://a.example/t?a=b&scope=p&scope=q"
-        );
+        assert_eq!(text("https://a.example/t?a=b", None, "p q"), "https://a.example/t?a=b&scope=p&scope=q");
     }
 
     #[test]

@@ -70,10 +70,7 @@ impl Auth {
     }
 
     pub(super) fn require_basic(&mut self, user: &str, password: &str) {
-        self.scheme = Scheme::Basic {
-            user: user.to_owned(),
-            password: password.to_owned(),
-        };
+        self.scheme = Scheme::Basic { user: user.to_owned(), password: password.to_owned() };
     }
 
     pub(super) fn require_bearer(&mut self, config: BearerConfig) {
@@ -81,10 +78,7 @@ impl Auth {
     }
 
     pub(super) fn restrict(&mut self, prefix: &str, users: &[&str]) {
-        self.restricted.push((
-            prefix.to_owned(),
-            users.iter().map(|user| (*user).to_owned()).collect(),
-        ));
+        self.restricted.push((prefix.to_owned(), users.iter().map(|user| (*user).to_owned()).collect()));
     }
 
     pub(super) fn revoke_tokens(&mut self) {
@@ -129,10 +123,7 @@ impl Auth {
         if request.method != "GET" {
             return Answer::error(405, "UNSUPPORTED", "only GET");
         }
-        if request
-            .parameter("service")
-            .is_some_and(|service| service != config.service)
-        {
+        if request.parameter("service").is_some_and(|service| service != config.service) {
             return Answer::error(400, "UNSUPPORTED", "another service");
         }
         let user = match (request.header("authorization"), basic(request)) {
@@ -148,13 +139,7 @@ impl Auth {
             .collect();
         let token = hex(&std::array::from_fn::<u8, 20, _>(|_| fastrand::u8(..)));
         let lifetime = config.expires_in;
-        self.tokens.insert(
-            token.clone(),
-            Token {
-                repositories,
-                expires: Instant::now() + lifetime,
-            },
-        );
+        self.tokens.insert(token.clone(), Token { repositories, expires: Instant::now() + lifetime });
         let document = json!({ "token": token, "access_token": token, "expires_in": lifetime.as_secs() });
         Answer::json(&document)
     }
@@ -170,10 +155,7 @@ impl Auth {
 /// The repository of a `repository:<name>:<actions>` scope that asks for pull.
 fn pulled(scope: &str) -> Option<&str> {
     let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
-    actions
-        .split(',')
-        .any(|action| action == "pull" || action == "*")
-        .then_some(name)
+    actions.split(',').any(|action| action == "pull" || action == "*").then_some(name)
 }
 
 fn challenge(config: &BearerConfig, repository: Option<&str>, url: &str, fault: &str) -> String {

@@ -30,12 +30,10 @@ pub fn synthetic_bytes(size: u64, seed: u64) -> Vec<u8> {
 
 /// Lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("a String takes every write");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes every write");
+        text
+    })
 }
 
 fn named(digest: &[u8]) -> String {
@@ -79,11 +77,7 @@ pub(super) struct Body {
 
 impl From<Content> for Body {
     fn from(content: Content) -> Self {
-        Self {
-            len: content.len(),
-            content,
-            flipped: None,
-        }
+        Self { len: content.len(), content, flipped: None }
     }
 }
 
@@ -114,10 +108,7 @@ impl Synthetic {
     pub(super) fn new(size: u64, seed: u64) -> Self {
         let mut block = vec![0; BLOCK];
         fastrand::Rng::with_seed(seed).fill(&mut block);
-        Self {
-            size,
-            block: block.into(),
-        }
+        Self { size, block: block.into() }
     }
 
     /// Makes and hashes every byte once.

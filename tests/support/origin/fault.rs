@@ -44,14 +44,8 @@ pub struct Fault {
 /// An answer in place of the registry's own.
 #[derive(Clone)]
 pub(super) enum Instead {
-    Respond {
-        status: u16,
-        headers: Vec<(String, String)>,
-        body: Bytes,
-    },
-    Redirect {
-        base: String,
-    },
+    Respond { status: u16, headers: Vec<(String, String)>, body: Bytes },
+    Redirect { base: String },
 }
 
 /// How a body stops before its end.
@@ -66,11 +60,7 @@ impl Fault {
     /// Takes requests of `method` (`*` for any) whose target, path and query as sent, contains `target`; for ever
     /// unless [`Fault::times`] says otherwise.
     pub fn on(method: &str, target: &str) -> Self {
-        Self {
-            method: method.to_owned(),
-            target: target.to_owned(),
-            ..Self::default()
-        }
+        Self { method: method.to_owned(), target: target.to_owned(), ..Self::default() }
     }
 
     /// Acts on `n` requests, then lets them through to the next rule.
@@ -171,15 +161,8 @@ impl Fault {
 
     /// Answers this instead. Content-Length is added.
     pub fn respond(mut self, status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Self {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
-        self.instead = Some(Instead::Respond {
-            status,
-            headers,
-            body: body.into(),
-        });
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        self.instead = Some(Instead::Respond { status, headers, body: body.into() });
         self
     }
 
@@ -188,18 +171,13 @@ impl Fault {
         let document =
             json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": "pull rate limit reached" }] });
         let retry_after = retry_after_secs.to_string();
-        let headers = [
-            ("Content-Type", "application/json"),
-            ("Retry-After", retry_after.as_str()),
-        ];
+        let headers = [("Content-Type", "application/json"), ("Retry-After", retry_after.as_str())];
         self.respond(429, &headers, document.to_string())
     }
 
     /// Answers 307 to the same path at `base`, with `redirected=1` added to the query.
     pub fn redirect_to(mut self, base: &str) -> Self {
-        self.instead = Some(Instead::Redirect {
-            base: base.trim_end_matches('/').to_owned(),
-        });
+        self.instead = Some(Instead::Redirect { base: base.trim_end_matches('/').to_owned() });
         self
     }
 
@@ -270,10 +248,7 @@ impl Default for Gate {
 impl Gate {
     /// A closed gate.
     pub fn new() -> Self {
-        Self {
-            arrived: watch::Sender::new(0),
-            opened: watch::Sender::new(false),
-        }
+        Self { arrived: watch::Sender::new(0), opened: watch::Sender::new(false) }
     }
 
     /// Returns once a transfer has arrived here, at once if one already has.
@@ -284,10 +259,7 @@ impl Gate {
     /// Returns once `n` transfers in all have arrived here.
     pub async fn reached_by(&self, n: usize) {
         let mut arrived = self.arrived.subscribe();
-        arrived
-            .wait_for(|count| *count >= n)
-            .await
-            .expect("the gate holds the sender");
+        arrived.wait_for(|count| *count >= n).await.expect("the gate holds the sender");
     }
 
     /// How many transfers have arrived here so far.
@@ -303,9 +275,6 @@ impl Gate {
     pub(super) async fn pass(&self) {
         self.arrived.send_modify(|count| *count += 1);
         let mut opened = self.opened.subscribe();
-        opened
-            .wait_for(|open| *open)
-            .await
-            .expect("the gate holds the sender");
+        opened.wait_for(|open| *open).await.expect("the gate holds the sender");
     }
 }

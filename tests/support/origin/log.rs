@@ -35,11 +35,7 @@ impl Logged {
 
     /// Path and query as sent.
     pub fn target(&self) -> String {
-        if self.query.is_empty() {
-            self.path.clone()
-        } else {
-            format!("{}?{}", self.path, self.query)
-        }
+        if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) }
     }
 }
 
@@ -78,11 +74,7 @@ impl Log {
             body_bytes_sent: 0,
             range: request.header("range").map(str::to_owned),
         };
-        let entry = Arc::new(Entry {
-            request: logged,
-            status: AtomicU16::new(0),
-            sent: AtomicU64::new(0),
-        });
+        let entry = Arc::new(Entry { request: logged, status: AtomicU16::new(0), sent: AtomicU64::new(0) });
         let mut entries = lock(&self.0);
         if entries.len() == LIMIT {
             entries.pop_front();

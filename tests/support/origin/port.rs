@@ -26,10 +26,7 @@ pub(super) struct Port {
 impl Port {
     pub(super) fn reserve() -> io::Result<Self> {
         let keeper = socket(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into())?;
-        Ok(Self {
-            addr: keeper.local_addr()?,
-            _keeper: keeper,
-        })
+        Ok(Self { addr: keeper.local_addr()?, _keeper: keeper })
     }
 
     pub(super) fn addr(&self) -> SocketAddr {
@@ -66,23 +63,14 @@ impl SilentHost {
 
     /// Occupies the address of an origin that has vanished; drop this before the origin comes back.
     pub async fn at(addr: SocketAddr) -> Self {
-        let listener = socket(addr)
-            .and_then(|socket| socket.listen(0))
-            .expect("the address is free");
+        let listener = socket(addr).and_then(|socket| socket.listen(0)).expect("the address is free");
         let addr = listener.local_addr().expect("a listener has an address");
         let mut fillers = Vec::new();
         while let Ok(connected) = timeout(HANDSHAKE, TcpStream::connect(addr)).await {
             fillers.push(connected.expect("loopback connects or hangs"));
-            assert!(
-                fillers.len() < 64,
-                "this kernel does not drop SYNs when the accept queue is full"
-            );
+            assert!(fillers.len() < 64, "this kernel does not drop SYNs when the accept queue is full");
         }
-        Self {
-            addr,
-            _listener: listener,
-            _fillers: fillers,
-        }
+        Self { addr, _listener: listener, _fillers: fillers }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -110,11 +98,7 @@ pub(super) async fn drained(stream: &TcpStream) {
 }
 
 fn proc_form(addr: SocketAddrV4) -> String {
-    format!(
-        "{:08X}:{:04X}",
-        u32::from_ne_bytes(addr.ip().octets()),
-        addr.port()
-    )
+    format!("{:08X}:{:04X}", u32::from_ne_bytes(addr.ip().octets()), addr.port())
 }
 
 /// The transmit queue of the socket with this address pair; `None` where there is no such table or row.

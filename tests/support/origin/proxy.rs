@@ -39,17 +39,9 @@ impl CuttingProxy {
     /// Listens on a free port of 127.0.0.1.
     pub fn start(upstream: SocketAddr) -> Self {
         let port = Port::reserve().expect("loopback has free ports");
-        let wires = Wires {
-            upstream,
-            planned: Mutex::default(),
-            down: AtomicU64::new(0),
-            up: AtomicU64::new(0),
-        };
-        let proxy = Self {
-            port,
-            wires: Arc::new(wires),
-            server: Server::default(),
-        };
+        let wires =
+            Wires { upstream, planned: Mutex::default(), down: AtomicU64::new(0), up: AtomicU64::new(0) };
+        let proxy = Self { port, wires: Arc::new(wires), server: Server::default() };
         proxy.resume();
         proxy
     }
@@ -65,10 +57,7 @@ impl CuttingProxy {
     /// Closes (FIN) the connection that carries the `n`th byte downstream from now, right after that byte. Bytes of all
     /// connections count, headers included. Happens once; other connections go on.
     pub fn cut_after(&self, n: u64) {
-        *lock(&self.wires.planned) = Some(Break {
-            left: n,
-            reset: false,
-        });
+        *lock(&self.wires.planned) = Some(Break { left: n, reset: false });
     }
 
     /// Like [`CuttingProxy::cut_after`], with a reset (RST) once the client's kernel has the byte.

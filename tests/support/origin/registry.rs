@@ -29,20 +29,12 @@ impl Answer {
     /// The error document of the distribution specification.
     pub(super) fn error(status: u16, code: &str, message: &str) -> Self {
         let document = json!({ "errors": [{ "code": code, "message": message, "detail": null }] });
-        Self {
-            status,
-            ..Self::json(&document)
-        }
+        Self { status, ..Self::json(&document) }
     }
 
     /// Just these headers, as a thing that is no registry would send.
     pub(super) fn canned(status: u16, headers: &[(String, String)], body: &Bytes) -> Self {
-        Self {
-            status,
-            headers: headers.to_vec(),
-            body: Content::Held(body.clone()).into(),
-            ranged: false,
-        }
+        Self { status, headers: headers.to_vec(), body: Content::Held(body.clone()).into(), ranged: false }
     }
 
     pub(super) fn with(mut self, name: &str, value: &str) -> Self {
@@ -65,19 +57,9 @@ impl Answer {
     }
 
     fn of(status: u16, content_type: &str, content: Content) -> Self {
-        let headers = [
-            ("Docker-Distribution-API-Version", "registry/2.0"),
-            ("Content-Type", content_type),
-        ];
-        let headers = headers
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .to_vec();
-        Self {
-            status,
-            headers,
-            body: content.into(),
-            ranged: false,
-        }
+        let headers = [("Docker-Distribution-API-Version", "registry/2.0"), ("Content-Type", content_type)];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        Self { status, headers, body: content.into(), ranged: false }
     }
 
     fn addressed(content_type: &str, content: Content, digest: &str) -> Self {
@@ -114,11 +96,7 @@ impl Registry {
 
     pub(super) fn add_synthetic_blob(&mut self, repo: &str, size: u64, seed: u64) -> String {
         let synthetic = Synthetic::new(size, seed);
-        let digest = self
-            .synthetic
-            .entry((size, seed))
-            .or_insert_with(|| synthetic.digest())
-            .clone();
+        let digest = self.synthetic.entry((size, seed)).or_insert_with(|| synthetic.digest()).clone();
         self.insert_blob(repo, digest, Content::Made(synthetic))
     }
 
@@ -135,9 +113,7 @@ impl Registry {
     ) -> String {
         let digest = sha256(&bytes);
         let repository = self.repository(repo);
-        repository
-            .manifests
-            .insert(digest.clone(), (media_type.to_owned(), bytes));
+        repository.manifests.insert(digest.clone(), (media_type.to_owned(), bytes));
         if let Some(tag) = tag {
             repository.tags.insert(tag.to_owned(), digest.clone());
         }
@@ -151,9 +127,7 @@ impl Registry {
     }
 
     pub(super) fn move_tag(&mut self, repo: &str, tag: &str, digest: &str) {
-        self.repository(repo)
-            .tags
-            .insert(tag.to_owned(), digest.to_owned());
+        self.repository(repo).tags.insert(tag.to_owned(), digest.to_owned());
     }
 
     pub(super) fn remove_tag(&mut self, repo: &str, tag: &str) {
@@ -161,11 +135,7 @@ impl Registry {
     }
 
     pub(super) fn add_referrers(&mut self, repo: &str, subject: &str, descriptors: Vec<Value>) {
-        self.repository(repo)
-            .referrers
-            .entry(subject.to_owned())
-            .or_default()
-            .extend(descriptors);
+        self.repository(repo).referrers.entry(subject.to_owned()).or_default().extend(descriptors);
     }
 
     /// The length of a blob, for descriptors.
@@ -197,18 +167,12 @@ impl Registry {
     }
 
     fn blob(&self, repository: &Repository, digest: &str) -> Answer {
-        let content = self
-            .blobs
-            .get(digest)
-            .filter(|_| repository.blobs.contains(digest));
+        let content = self.blobs.get(digest).filter(|_| repository.blobs.contains(digest));
         let Some(content) = content else {
             return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
         };
         let answer = Answer::addressed("application/octet-stream", content.clone(), digest);
-        Answer {
-            ranged: true,
-            ..answer.with("Accept-Ranges", "bytes")
-        }
+        Answer { ranged: true, ..answer.with("Accept-Ranges", "bytes") }
     }
 
     fn insert_blob(&mut self, repo: &str, digest: String, content: Content) -> String {
@@ -239,18 +203,14 @@ impl Repository {
 
     fn tags(&self, name: &str, request: &Request) -> Answer {
         let last = request.parameter("last").unwrap_or_default();
-        let limit = request
-            .parameter("n")
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(usize::MAX);
+        let limit = request.parameter("n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
         let mut rest = self.tags.keys().filter(|tag| **tag > last);
         let page: Vec<_> = rest.by_ref().take(limit).collect();
         let answer = Answer::json(&json!({ "name": name, "tags": page }));
         match (page.last(), rest.next()) {
-            (Some(tag), Some(_)) => answer.with(
-                "Link",
-                &format!("</v2/{name}/tags/list?last={tag}&n={limit}>; rel=\"next\""),
-            ),
+            (Some(tag), Some(_)) => {
+                answer.with("Link", &format!("</v2/{name}/tags/list?last={tag}&n={limit}>; rel=\"next\""))
+            }
             _ => answer,
         }
     }

@@ -54,12 +54,7 @@ impl Server {
         let listener = port.listen().expect("the port is kept for this server");
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(
-            listener,
-            Arc::clone(service),
-            Arc::clone(&self.counts),
-            stopped,
-        ));
+        tasks.spawn(accept(listener, Arc::clone(service), Arc::clone(&self.counts), stopped));
         *running = Some(Running { stop, tasks });
     }
 

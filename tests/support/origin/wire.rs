@@ -43,11 +43,7 @@ impl Request {
 
     /// Path and query as sent.
     pub(super) fn target(&self) -> String {
-        if self.query.is_empty() {
-            self.path.clone()
-        } else {
-            format!("{}?{}", self.path, self.query)
-        }
+        if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) }
     }
 
     pub(super) fn decoded_path(&self) -> String {
@@ -89,10 +85,7 @@ impl Request {
 
 /// The first header of this name.
 pub(super) fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers
-        .iter()
-        .find(|(own, _)| own.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.as_str())
+    headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
 /// Undoes percent-encoding; what is malformed stays as it is.
@@ -102,8 +95,7 @@ fn decode(text: &str) -> String {
     while let Some((&byte, tail)) = rest.split_first() {
         let escaped = (byte == b'%')
             .then(|| {
-                tail.get(..2)
-                    .and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok())
+                tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok())
             })
             .flatten();
         decoded.push(escaped.unwrap_or(byte));
@@ -133,11 +125,7 @@ impl Drop for Paced<'_> {
 
 impl Pacer {
     pub(super) fn new(rate: Option<u64>) -> Self {
-        Self(Mutex::new(Pace {
-            bytes_per_second: rate,
-            due: Instant::now(),
-            bodies: 0,
-        }))
+        Self(Mutex::new(Pace { bytes_per_second: rate, due: Instant::now(), bodies: 0 }))
     }
 
     pub(super) fn set(&self, rate: Option<u64>) {
@@ -189,12 +177,7 @@ impl Pace {
 
 /// Answers request after request until either side has enough.
 pub(super) async fn serve(stream: &mut TcpStream, shared: &Shared) -> Ending {
-    let mut connection = Connection {
-        stream,
-        shared,
-        inbox: BytesMut::new(),
-        piece: Vec::new(),
-    };
+    let mut connection = Connection { stream, shared, inbox: BytesMut::new(), piece: Vec::new() };
     loop {
         match connection.exchange().await {
             Ok(None) => {}
@@ -254,10 +237,7 @@ impl Connection<'_> {
         let head = self.inbox.split_to(end + 4);
         let request = std::str::from_utf8(&head[..end]).ok().and_then(Request::parse);
         if let Some(request) = &request {
-            let length = request
-                .header("content-length")
-                .and_then(|value| value.parse().ok())
-                .unwrap_or(0);
+            let length = request.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
             self.discard(length).await?;
         }
         Ok(request)
@@ -293,15 +273,8 @@ impl Connection<'_> {
             if sent == response.len {
                 break;
             }
-            let stops = [
-                fault.gate.as_ref().map(|(at, _)| *at),
-                fault.end.map(|(at, _)| at),
-            ];
-            let stop = stops
-                .into_iter()
-                .flatten()
-                .filter(|at| *at > sent)
-                .fold(response.len, u64::min);
+            let stops = [fault.gate.as_ref().map(|(at, _)| *at), fault.end.map(|(at, _)| at)];
+            let stop = stops.into_iter().flatten().filter(|at| *at > sent).fold(response.len, u64::min);
             let smooth = pacer.piece().min(self.shared.pacer.piece());
             let piece = usize::try_from(stop - sent).map_or(smooth, |left| left.min(smooth));
             pacer.wait(piece).await;
@@ -324,10 +297,7 @@ impl Connection<'_> {
         entry: &Entry,
     ) -> io::Result<()> {
         self.piece.resize(PIECE, 0);
-        response
-            .answer
-            .body
-            .read_at(response.start + at, &mut self.piece[..piece]);
+        response.answer.body.read_at(response.start + at, &mut self.piece[..piece]);
         if response.chunked {
             self.stream.write_all(format!("{piece:x}\r\n").as_bytes()).await?;
         }
@@ -413,14 +383,7 @@ impl Response {
             answer.set(name, value);
         }
         let close = fault.close || !request.persistent;
-        Self {
-            chunked: fault.chunked,
-            close,
-            answer,
-            fault,
-            start,
-            len,
-        }
+        Self { chunked: fault.chunked, close, answer, fault, start, len }
     }
 
     fn head(&self) -> String {
@@ -449,16 +412,10 @@ enum Wanted {
 
 /// A single range (RFC 9110, 14.2); several, or one under an `If-Range` that no longer holds, get the whole.
 fn range(request: &Request, answer: &Answer, total: u64) -> Wanted {
-    let Some(spec) = request
-        .header("range")
-        .and_then(|value| value.strip_prefix("bytes="))
-    else {
+    let Some(spec) = request.header("range").and_then(|value| value.strip_prefix("bytes=")) else {
         return Wanted::Everything;
     };
-    if request
-        .header("if-range")
-        .is_some_and(|tag| Some(tag) != answer.header("etag"))
-    {
+    if request.header("if-range").is_some_and(|tag| Some(tag) != answer.header("etag")) {
         return Wanted::Everything;
     }
     let Some((first, last)) = spec.split_once('-').filter(|_| !spec.contains(',')) else {
@@ -466,19 +423,12 @@ fn range(request: &Request, answer: &Answer, total: u64) -> Wanted {
     };
     match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(first), _) if first >= total => Wanted::Nothing,
-        (Ok(first), Ok(last)) if first <= last => Wanted::Part {
-            first,
-            last: last.min(total - 1),
-        },
-        (Ok(first), Err(_)) if last.is_empty() => Wanted::Part {
-            first,
-            last: total - 1,
-        },
+        (Ok(first), Ok(last)) if first <= last => Wanted::Part { first, last: last.min(total - 1) },
+        (Ok(first), Err(_)) if last.is_empty() => Wanted::Part { first, last: total - 1 },
         (Err(_), Ok(0)) if first.is_empty() => Wanted::Nothing,
-        (Err(_), Ok(suffix)) if first.is_empty() && total > 0 => Wanted::Part {
-            first: total.saturating_sub(suffix),
-            last: total - 1,
-        },
+        (Err(_), Ok(suffix)) if first.is_empty() && total > 0 => {
+            Wanted::Part { first: total.saturating_sub(suffix), last: total - 1 }
+        }
         _ => Wanted::Everything,
     }
 }
