@@ -20,6 +20,9 @@ use crate::runtime::Tasks;
 /// be a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections at once to a listener for metrics and probes.
+const OPERATOR_CONNECTIONS: usize = 64;
+
 /// The bound listeners, before they serve.
 #[derive(Debug)]
 pub struct Listeners {
@@ -62,11 +65,13 @@ impl Listeners {
     /// listener and connection is a task.
     pub fn serve(self, service: &Arc<Service>, tasks: &Tasks) {
         let seats = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
+        // Clients that take every seat must not keep the probes out.
+        let operator_seats = Arc::new(Semaphore::new(OPERATOR_CONNECTIONS));
         for (socket, facet) in self.sockets {
             let accepting = Accepting {
                 socket,
                 facet,
-                seats: Arc::clone(&seats),
+                seats: Arc::clone(if facet == Facet::Metrics { &operator_seats } else { &seats }),
                 service: Arc::clone(service),
                 tasks: tasks.clone(),
                 limits: self.limits.clone(),
@@ -88,17 +93,17 @@ struct Accepting {
 impl Accepting {
     async fn run(self) {
         loop {
-            // A seat first: without one the client waits in the kernel's queue, not in our memory.
-            let seat = tokio::select! {
-                seat = Arc::clone(&self.seats).acquire_owned() => seat,
-                () = self.tasks.draining() => return,
-            };
             let accepted = tokio::select! {
                 accepted = self.socket.accept() => accepted,
                 () = self.tasks.draining() => return,
             };
             match accepted {
                 Ok((stream, peer)) => {
+                    // Without a seat one client waits here, and the next ones in the kernel's queue.
+                    let seat = tokio::select! {
+                        seat = Arc::clone(&self.seats).acquire_owned() => seat,
+                        () = self.tasks.draining() => return,
+                    };
                     let (service, tasks) = (Arc::clone(&self.service), self.tasks.clone());
                     let connection =
                         connection(stream, peer, self.facet, service, tasks, self.limits.clone());

@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::config::OnAbandon;
@@ -11,7 +12,7 @@ use super::flight::{Flight, Phase};
 use super::{Error, Puller};
 use crate::oci::Digest;
 use crate::routing::Route;
-use crate::store::{BLOCK, Blob, Partial};
+use crate::store::{Blob, Partial};
 use crate::upstream::Download;
 
 /// How long less than a block may wait for more before it is written. Long enough to gather a
@@ -111,7 +112,7 @@ async fn fill(
     }
 }
 
-/// Asks the upstream from where the partial ends, and makes room for what is said to come.
+/// Asks the upstream from where the partial ends.
 async fn open(
     puller: &Puller,
     route: &Route,
@@ -133,7 +134,7 @@ async fn open(
         if size > largest {
             return Err(Error::TooLarge(largest));
         }
-        partial.reserve(size).await?;
+        partial.expect_size(size);
     }
     Ok(download)
 }
@@ -153,38 +154,43 @@ async fn transfer(
         progress.arrived = partial.arrived().clone();
     });
     let start = partial.position();
+    // What has come and did not fit into the gathering block.
+    let mut frame = Bytes::new();
     let mut ended = false;
     let mut watched = true;
     let mut draining = false;
     let mut deserted = pin!(flight.deserted(config.abandon_grace));
     let mut linger = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
+        if !frame.is_empty() {
+            partial.push(&mut frame);
+        }
         // The first bytes go out at once; after that a block gathers while the last one is written.
-        let due = ended || linger.is_elapsed() || partial.position() - partial.queued() as u64 == start;
-        if partial.queued() >= BLOCK || (due && partial.queued() > 0) {
+        let is_first = partial.position() - partial.gathered() as u64 == start;
+        if !partial.is_writing() && (ended || is_first || !partial.has_room() || linger.is_elapsed()) {
             partial.start_write();
         }
-        if ended && !partial.is_writing() && partial.queued() == 0 {
+        if ended && frame.is_empty() && !partial.is_writing() && partial.gathered() == 0 {
             return Ok(());
         }
-        let lingers = partial.queued() > 0 && !partial.is_writing();
-        let has_room = partial.has_room();
+        let lingers = partial.gathered() > 0 && !partial.is_writing();
+        let wants_more = !ended && frame.is_empty() && partial.has_room();
         tokio::select! {
             written = partial.written(), if partial.is_writing() => {
                 written?;
                 flight.publish(|progress| progress.arrived.clone_from(partial.arrived()));
                 linger.as_mut().reset(Instant::now() + LINGER);
             }
-            frame = download.next(), if !ended && has_room => match frame? {
-                Some(frame) => {
-                    if partial.position() + frame.len() as u64 > largest {
+            next = download.next(), if wants_more => match next? {
+                Some(next) => {
+                    if partial.position() + next.len() as u64 > largest {
                         return Err(Error::TooLarge(largest));
                     }
-                    puller.metrics().filled_bytes.inc_by(frame.len() as u64);
-                    if partial.queued() == 0 && !partial.is_writing() {
+                    puller.metrics().filled_bytes.inc_by(next.len() as u64);
+                    if partial.gathered() == 0 && !partial.is_writing() {
                         linger.as_mut().reset(Instant::now() + LINGER);
                     }
-                    partial.push(frame);
+                    frame = next;
                 }
                 None => ended = true,
             },

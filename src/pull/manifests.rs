@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Algorithm, Digest, ErrorCode, MAX_MANIFEST_SIZE, Manifest, Reference};
 use crate::routing::Route;
+use crate::runtime::Timestamp;
 use crate::store::TagRecord;
 
 /// Whether the body is wanted.
@@ -65,9 +66,10 @@ impl Puller {
         reference: &Reference,
         want: Want,
     ) -> Result<ManifestAnswer, Error> {
+        let asked = self.0.clock.now();
         let answer = match reference {
-            Reference::Digest(digest) => self.manifest_by_digest(route, digest, want).await,
-            Reference::Tag(tag) => self.manifest_by_tag(route, tag, want).await,
+            Reference::Digest(digest) => self.manifest_by_digest(route, digest, want, asked).await,
+            Reference::Tag(tag) => self.manifest_by_tag(route, tag, want, asked).await,
         }?;
         self.metrics().count_answer("manifest", answer.freshness.served);
         Ok(answer)
@@ -78,6 +80,7 @@ impl Puller {
         route: &Route,
         digest: &Digest,
         want: Want,
+        asked: Timestamp,
     ) -> Result<ManifestAnswer, Error> {
         let visible = self.is_visible(route, digest).await;
         if !visible && self.store().contains(digest) {
@@ -91,8 +94,8 @@ impl Puller {
         }
         let reference = Reference::Digest(*digest);
         match want {
-            Want::Body => self.fetch_manifest(route, &reference).await,
-            Want::Head => self.head_by_digest(route, &reference).await,
+            Want::Body => self.fetch_manifest(route, &reference, asked).await,
+            Want::Head => self.head_by_digest(route, &reference, asked).await,
         }
     }
 
@@ -118,7 +121,12 @@ impl Puller {
         Ok(Some(StoredManifest { digest: *digest, media_type, body }))
     }
 
-    async fn head_by_digest(&self, route: &Route, reference: &Reference) -> Result<ManifestAnswer, Error> {
+    async fn head_by_digest(
+        &self,
+        route: &Route,
+        reference: &Reference,
+        asked: Timestamp,
+    ) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
         let head = self.client().head_manifest(&route.upstream, &route.repository, reference).await;
@@ -132,7 +140,7 @@ impl Puller {
                 Ok(ManifestAnswer { digest, size, media_type, body: None, freshness })
             }
             // An upstream whose HEAD says too little.
-            _ => self.fetch_manifest(route, reference).await,
+            _ => self.fetch_manifest(route, reference, asked).await,
         }
     }
 
@@ -141,12 +149,16 @@ impl Puller {
         &self,
         route: &Route,
         reference: &Reference,
+        asked: Timestamp,
     ) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
         let (puller, route, reference, negative) =
             (self.clone(), route.clone(), reference.clone(), key.clone());
-        let (fetched, joined) = self.0.manifest_fetches.run(key, || async move {
+        let (fetched, joined) = self.0.manifest_fetches.run(key, move || async move {
+            if let Some(landed) = puller.landed(&route, &reference, asked).await? {
+                return Ok(Arc::new(landed));
+            }
             let outcome = puller.fetch_manifest_now(&route, &reference).await;
             puller.note_negative(&negative, &outcome);
             outcome
@@ -154,6 +166,28 @@ impl Puller {
         let manifest = fetched.await.unwrap_or(Err(Error::Internal))?;
         let served = if joined { Served::Collapsed } else { Served::Miss };
         Ok(manifest.answer(Freshness::of(served)))
+    }
+
+    /// What another fetch has brought since `asked`: whoever looked before it landed and leaps after
+    /// that must not fetch again.
+    async fn landed(
+        &self,
+        route: &Route,
+        reference: &Reference,
+        asked: Timestamp,
+    ) -> Result<Option<StoredManifest>, Error> {
+        let digest = match reference {
+            Reference::Digest(digest) => *digest,
+            Reference::Tag(tag) => match self.tag_checked_since(route, tag, asked).await {
+                Some(record) => record.digest,
+                None => return Ok(None),
+            },
+        };
+        if self.store().contains(&digest) && self.is_visible(route, &digest).await {
+            self.stored_manifest(&digest).await
+        } else {
+            Ok(None)
+        }
     }
 
     async fn fetch_manifest_now(
@@ -200,6 +234,7 @@ impl Puller {
         want: Want,
         served: Served,
         ttl: Option<i64>,
+        asked: Timestamp,
     ) -> Result<ManifestAnswer, Error> {
         let age = self.0.clock.now().since(record.checked_at).unwrap_or(Duration::ZERO);
         let freshness = Freshness { served, age, ttl };
@@ -207,7 +242,7 @@ impl Puller {
             let (digest, media_type) = (record.digest, media_type.clone());
             return Ok(ManifestAnswer { digest, size, media_type, body: None, freshness });
         }
-        let answer = self.manifest_by_digest(route, &record.digest, want).await?;
+        let answer = self.manifest_by_digest(route, &record.digest, want, asked).await?;
         // A body that had to be fetched is a miss, however well the tag was known.
         let freshness = match answer.freshness.served {
             Served::Hit | Served::Revalidated | Served::Stale => freshness,

@@ -8,6 +8,7 @@ use super::manifests::{ManifestAnswer, Want};
 use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Page, Reference, Tag};
 use crate::routing::Route;
+use crate::runtime::Timestamp;
 use crate::store::{TagListRecord, TagRecord};
 
 /// One page of a tag list.
@@ -63,61 +64,76 @@ impl Puller {
         route: &Route,
         tag: &Tag,
         want: Want,
+        asked: Timestamp,
     ) -> Result<ManifestAnswer, Error> {
         let upstream = route.upstream.name.as_str();
         let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
-            return self.unknown_tag(route, tag, want).await;
+            return self.unknown_tag(route, tag, want, asked).await;
         };
         let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
         match judge(&policy, self.0.clock.now().since(record.checked_at)) {
             Verdict::Fresh(left) => {
-                let answer = self.manifest_of_record(route, &record, want, Served::Hit, left).await;
+                let answer = self.manifest_of_record(route, &record, want, Served::Hit, left, asked).await;
                 match answer {
                     // The upstream has dropped the manifest: the tag must have moved.
-                    Err(Error::Unknown(_)) => self.unknown_tag(route, tag, want).await,
+                    Err(Error::Unknown(_)) => self.unknown_tag(route, tag, want, asked).await,
                     answer => answer,
                 }
             }
             Verdict::WhileRevalidating(left) => {
-                drop(self.check_tag(route, tag));
-                self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
+                drop(self.check_tag(route, tag, asked));
+                self.manifest_of_record(route, &record, want, Served::Stale, Some(left), asked).await
             }
             Verdict::OrOnError(left) => {
                 let patience = self.0.tag_config.revalidate_timeout;
-                match tokio::time::timeout(patience, self.check_tag(route, tag)).await {
+                match tokio::time::timeout(patience, self.check_tag(route, tag, asked)).await {
                     Ok(Ok(current)) => {
-                        self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
+                        self.manifest_of_record(route, &current, want, Served::Revalidated, None, asked).await
                     }
                     Ok(Err(error)) if !error.is_unavailability() => Err(error),
                     Ok(Err(_)) | Err(_) => {
-                        self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
+                        self.manifest_of_record(route, &record, want, Served::Stale, Some(left), asked).await
                     }
                 }
             }
             Verdict::Expired => {
-                let current = self.check_tag(route, tag).await?;
-                self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
+                let current = self.check_tag(route, tag, asked).await?;
+                self.manifest_of_record(route, &current, want, Served::Revalidated, None, asked).await
             }
         }
     }
 
     /// A tag that nobody has asked for yet: one HEAD for a HEAD, one GET for a GET.
-    async fn unknown_tag(&self, route: &Route, tag: &Tag, want: Want) -> Result<ManifestAnswer, Error> {
+    async fn unknown_tag(
+        &self,
+        route: &Route,
+        tag: &Tag,
+        want: Want,
+        asked: Timestamp,
+    ) -> Result<ManifestAnswer, Error> {
         if want == Want::Body {
-            return self.fetch_manifest(route, &Reference::Tag(tag.clone())).await;
+            return self.fetch_manifest(route, &Reference::Tag(tag.clone()), asked).await;
         }
-        let record = self.check_tag(route, tag).await?;
-        self.manifest_of_record(route, &record, want, Served::Miss, None).await
+        let record = self.check_tag(route, tag, asked).await?;
+        self.manifest_of_record(route, &record, want, Served::Miss, None, asked).await
     }
 
     /// Asks the upstream with one HEAD what a tag stands for, once for all who wonder. The asking
     /// begins at once and goes on without the caller.
-    fn check_tag(&self, route: &Route, tag: &Tag) -> impl Future<Output = Result<TagRecord, Error>> + use<> {
+    fn check_tag(
+        &self,
+        route: &Route,
+        tag: &Tag,
+        asked: Timestamp,
+    ) -> impl Future<Output = Result<TagRecord, Error>> + use<> {
         let key = key(route, tag);
         let negative = self.check_negative(&key);
         let checked = negative.map(|()| {
             let (puller, route, tag, negative) = (self.clone(), route.clone(), tag.clone(), key.clone());
-            let (checked, _) = self.0.tag_checks.run(key, || async move {
+            let (checked, _) = self.0.tag_checks.run(key, move || async move {
+                if let Some(record) = puller.tag_checked_since(&route, &tag, asked).await {
+                    return Ok((*record).clone());
+                }
                 let outcome = puller.check_tag_now(&route, &tag).await;
                 puller.note_negative(&negative, &outcome);
                 outcome
@@ -125,6 +141,19 @@ impl Puller {
             checked
         });
         async move { checked?.await.unwrap_or(Err(Error::Internal)) }
+    }
+
+    /// What the upstream has said of a tag since `asked`.
+    pub(super) async fn tag_checked_since(
+        &self,
+        route: &Route,
+        tag: &Tag,
+        asked: Timestamp,
+    ) -> Option<Arc<TagRecord>> {
+        let record =
+            self.store().metadata().tag(route.upstream.name.as_str(), &route.repository, tag).await?;
+        // A record of the future is one from before the clock was set back.
+        (asked..=self.0.clock.now()).contains(&record.checked_at).then_some(record)
     }
 
     async fn check_tag_now(&self, route: &Route, tag: &Tag) -> Result<TagRecord, Error> {
@@ -143,7 +172,7 @@ impl Puller {
         };
         let Some(digest) = head.digest else {
             // An upstream whose HEAD names no digest: only the body tells.
-            self.fetch_manifest(route, &reference).await?;
+            self.fetch_manifest(route, &reference, self.0.clock.now()).await?;
             let record = metadata.tag(upstream, &route.repository, tag).await.ok_or(Error::Internal)?;
             return Ok((*record).clone());
         };

@@ -18,7 +18,7 @@
 //! Small objects are also held in memory; large ones leave that to the page cache.
 //!
 //! What is not here yet has its place: the index ([`Store`]'s map of sealed blobs) is where a byte
-//! budget and eviction attach, [`Partial::reserve`] where admission is decided.
+//! budget and eviction attach, [`Partial::expect_size`] where admission is decided.
 
 mod config;
 mod durable;
@@ -45,9 +45,9 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 pub use config::StoreConfig;
 pub use metadata::{Metadata, Scope, TagListRecord, TagRecord};
-pub use partial::{BLOCK, Partial, PartialFile, SealError};
+use partial::BLOCK;
+pub use partial::{Partial, PartialFile, SealError};
 pub use ranges::RangeSet;
-pub use read::BufferPool;
 pub use sealed::Blob;
 
 use crate::oci::{Digest, Verified};
@@ -56,6 +56,7 @@ use crate::telemetry;
 use durable::DurabilityQueue;
 use layout::{Layout, Ownership};
 use memory::MemoryTier;
+use read::BufferPool;
 
 /// Open files of hot blobs; an open costs 5 µs and a hop to the blocking pool.
 const OPEN_BLOBS: u64 = 512;
@@ -203,6 +204,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     memory: MemoryTier,
     pool: BufferPool,
+    blocks: BufferPool,
     metadata: Metadata,
     durability: DurabilityQueue,
     /// The store's own tasks: they outlive the pulls whose rows and blobs they write.
@@ -235,7 +237,8 @@ impl Store {
             boot_id,
             clock,
             memory: MemoryTier::new(config.memory.as_usize(), config.memory_max_object.as_u64()),
-            pool: BufferPool::default(),
+            pool: BufferPool::for_reading(),
+            blocks: BufferPool::new(BLOCK),
             metadata,
             durability: DurabilityQueue::start(&background),
             background,
@@ -310,11 +313,7 @@ impl Store {
         }
         // What an interrupted fill left is worth less than these bytes.
         let mut partial = self.partial_anew(digest).await?;
-        partial.push(verified.into_bytes());
-        partial.start_write();
-        if partial.is_writing() {
-            partial.written().await?;
-        }
+        partial.write_all(verified.into_bytes()).await?;
         match partial.seal().await {
             Ok(_) => Ok(()),
             Err(SealError::Store(error)) => Err(error),
@@ -493,6 +492,10 @@ impl Store {
 
     fn pool(&self) -> &BufferPool {
         &self.0.pool
+    }
+
+    fn blocks(&self) -> &BufferPool {
+        &self.0.blocks
     }
 }
 

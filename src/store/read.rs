@@ -1,4 +1,4 @@
-//! Reading a file into pooled, page-aligned buffers without blocking a worker.
+//! Pooled, page-aligned buffers, and reading a file into them without blocking a worker.
 //!
 //! Hot pages are read in place with `preadv2(RWF_NOWAIT)` (0.75 µs to learn that a page is cold);
 //! cold ones on the blocking pool. A file is never mapped and read: a failing disk would kill the
@@ -16,17 +16,20 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 const BUFFER_SIZE: usize = 256 << 10;
 /// An unaligned copy target costs up to twice the CPU of an aligned one.
 const PAGE: usize = 4096;
-/// Buffers kept for the next reader: 16 MiB at most; more are freed when they come back.
-const POOLED: usize = 64;
+/// How much memory a pool keeps for the next taker; more is freed when it comes back.
+const POOLED: usize = 16 << 20;
 
-/// A source of read buffers, shared by all readers.
-#[derive(Debug, Clone, Default)]
-pub struct BufferPool {
-    // A mutex: one uncontended lock per 256 KiB is lost in the copy of those bytes.
+/// A source of buffers of one size, shared by all who read or write.
+#[derive(Debug, Clone)]
+pub(super) struct BufferPool {
+    size: usize,
+    // A mutex: one uncontended lock per buffer is lost in the copy of its bytes.
     free: Arc<Mutex<Vec<Box<[u8]>>>>,
 }
 
-struct Buffer {
+/// Memory from a pool, which takes it back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Buffer {
     memory: Box<[u8]>,
     start: usize,
     len: usize,
@@ -34,22 +37,50 @@ struct Buffer {
 }
 
 impl BufferPool {
-    fn take(&self) -> Buffer {
+    /// A pool for reading.
+    pub(super) fn for_reading() -> Self {
+        Self::new(BUFFER_SIZE)
+    }
+
+    /// A pool of buffers of `size` bytes.
+    pub(super) fn new(size: usize) -> Self {
+        Self { size, free: Arc::default() }
+    }
+
+    /// A buffer with nothing in it.
+    pub(super) fn take(&self) -> Buffer {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let memory = free.unwrap_or_else(|| vec![0; BUFFER_SIZE + PAGE].into_boxed_slice());
+        let memory = free.unwrap_or_else(|| vec![0; self.size + PAGE].into_boxed_slice());
         let start = memory.as_ptr().align_offset(PAGE);
-        Buffer { memory, start, len: BUFFER_SIZE, pool: self.clone() }
+        Buffer { memory, start, len: 0, pool: self.clone() }
     }
 
     fn give_back(&self, memory: Box<[u8]>) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < POOLED {
+        if free.len() < (POOLED / self.size).max(1) {
             free.push(memory);
         }
     }
 }
 
 impl Buffer {
+    /// How many bytes are in it.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// How many more bytes it takes.
+    pub(super) fn room(&self) -> usize {
+        self.pool.size - self.len
+    }
+
+    /// Takes `bytes` behind what is there; they must fit.
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        self.space(end)[end - bytes.len()..].copy_from_slice(bytes);
+        self.len = end;
+    }
+
     fn space(&mut self, len: usize) -> &mut [u8] {
         &mut self.memory[self.start..self.start + len]
     }
@@ -128,7 +159,7 @@ mod tests {
     async fn chunks_are_page_aligned_and_their_buffers_come_back() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; 2 * BUFFER_SIZE]).unwrap();
-        let (file, pool) = (Arc::new(file), BufferPool::default());
+        let (file, pool) = (Arc::new(file), BufferPool::for_reading());
         let chunk = read_chunk(&file, &pool, 100, u64::MAX).await.unwrap();
         assert_eq!(chunk.len(), BUFFER_SIZE);
         assert_eq!(chunk.as_ptr().align_offset(PAGE), 0);
@@ -140,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn a_truncated_file_is_an_error_and_no_empty_chunk() {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let error = read_chunk(&file, &BufferPool::default(), 0, 10).await.unwrap_err();
+        let error = read_chunk(&file, &BufferPool::for_reading(), 0, 10).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

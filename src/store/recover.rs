@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::Error;
-use super::journal::Checkpoint;
+use super::journal::Journal;
 use super::layout::{ALGORITHMS, Layout, digest_of, write_file};
 use super::partial::remove_files;
 use super::sealed::is_durable;
@@ -139,7 +139,7 @@ fn read_partial(layout: &Layout, digest: &Digest, recovered: &mut Recovered) {
         remove(&files);
         return;
     }
-    match Checkpoint::load(&files[0]) {
+    match Journal::read(&files[0]) {
         Ok(checkpoint) if checkpoint.digest == *digest => recovered.resumable += 1,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // Died within its first second: there is nothing to resume.

@@ -58,11 +58,7 @@ async fn fill(store: &Store, digest: Digest, bytes: &Bytes) -> Partial {
     let mut partial = store.partial(digest).await.unwrap();
     let start = usize::try_from(partial.position()).unwrap();
     for frame in bytes.slice(start..).chunks(1000) {
-        partial.push(Bytes::copy_from_slice(frame));
-        partial.start_write();
-        if partial.is_writing() {
-            partial.written().await.unwrap();
-        }
+        partial.write_all(Bytes::copy_from_slice(frame)).await.unwrap();
     }
     partial
 }
@@ -101,9 +97,8 @@ async fn a_parked_fill_goes_on_where_it_stopped_also_in_the_next_process() {
     let fixture = fixture();
     let (bytes, digest) = sample(10_000);
     let mut partial = fixture.store.partial(digest).await.unwrap();
-    partial.reserve(10_000).await.unwrap();
-    partial.push(bytes.slice(..6000));
-    partial.start_write();
+    partial.expect_size(10_000);
+    partial.write_all(bytes.slice(..6000)).await.unwrap();
     partial.park().await;
     let fixture = fixture.reopen().await;
     let partial = fixture.store.partial(digest).await.unwrap();
@@ -118,14 +113,14 @@ async fn a_fill_of_an_earlier_boot_hashes_what_the_file_holds() {
     let fixture = fixture();
     let (bytes, digest) = sample(10_000);
     let mut partial = fixture.store.partial(digest).await.unwrap();
-    partial.push(bytes.slice(..6000));
-    partial.start_write();
+    partial.write_all(bytes.slice(..6000)).await.unwrap();
     partial.park().await;
     let journal = fixture.store.layout().journal(&digest);
-    let mut checkpoint = super::journal::Checkpoint::load(&journal).unwrap();
+    let (mut journal, checkpoint) = super::journal::Journal::open(journal).unwrap();
+    let mut checkpoint = checkpoint.unwrap();
     checkpoint.boot_id = "another boot".to_owned();
     checkpoint.state = "AAAA".to_owned();
-    checkpoint.save(&journal).unwrap();
+    journal.save(checkpoint).unwrap();
     fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
 }
