@@ -22,20 +22,14 @@ fn prepared(toml: &str) -> Prepared {
 
 async fn check(toml: &str) -> (bool, String) {
     let output = prepared(toml).run(&["check-config"]).await;
-    (
-        output.status.success(),
-        text(&output.stdout) + &text(&output.stderr),
-    )
+    (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }
 
 #[tokio::test]
 async fn version_says_the_version() {
     let output = prepared("").run(&["version"]).await;
     assert!(output.status.success());
-    assert_eq!(
-        text(&output.stdout),
-        format!("clawhub-edge {}\n", env!("CARGO_PKG_VERSION"))
-    );
+    assert_eq!(text(&output.stdout), format!("clawhub-edge {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[tokio::test]
@@ -108,9 +102,7 @@ async fn a_credential_behind_an_open_listener_is_refused_unless_it_is_meant() {
         assert!(is_good, "{said}");
     }
     // Flags and variables are looked at like the file.
-    let output = prepared(credential)
-        .run(&["--listen", "0.0.0.0:0", "check-config"])
-        .await;
+    let output = prepared(credential).run(&["--listen", "0.0.0.0:0", "check-config"]).await;
     assert!(!output.status.success());
 }
 
@@ -123,11 +115,7 @@ fn multi_platform(origin: &Origin) -> (String, Image, Image) {
     let large = origin.add_synthetic_blob("library/app", 3 * MIB, 1);
     let amd64 = origin.add_image_of("library/app", "amd64", &[large]);
     let arm64 = origin.add_image("library/app", "arm64", vec!["arm64 layer".into()]);
-    let index = origin.add_index(
-        "library/app",
-        "1",
-        &[(&amd64, "linux/amd64"), (&arm64, "linux/arm64/v8")],
-    );
+    let index = origin.add_index("library/app", "1", &[(&amd64, "linux/amd64"), (&arm64, "linux/arm64/v8")]);
     (index, amd64, arm64)
 }
 
@@ -159,14 +147,7 @@ async fn pull_goes_through_the_edge_that_runs() {
     let (_, amd64, arm64) = multi_platform(&origin);
     let edge = Edge::start(&origin).await;
     let listen = edge.addr().to_string();
-    let arguments = [
-        "--listen",
-        &listen,
-        "pull",
-        "origin.test/library/app:1",
-        "--all-platforms",
-        "--json",
-    ];
+    let arguments = ["--listen", &listen, "pull", "origin.test/library/app:1", "--all-platforms", "--json"];
     let output = edge.prepared().run(&arguments).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
     let summary: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
@@ -198,10 +179,7 @@ async fn pull_says_why_it_could_not() {
     for (arguments, reason) in [
         (&["origin.test/library/app:none"][..], "MANIFEST_UNKNOWN"),
         (&["elsewhere.test/app:1"], "NAME_UNKNOWN"),
-        (
-            &["origin.test/library/app:1", "--platform", "plan9/mips"],
-            "plan9/mips",
-        ),
+        (&["origin.test/library/app:1", "--platform", "plan9/mips"], "plan9/mips"),
     ] {
         let output = pull(&prepared, arguments).await;
         assert!(!output.status.success());

@@ -40,12 +40,8 @@ fn carries_secret(request: &Logged) -> bool {
 }
 
 fn tokens(origin: &Origin) -> Vec<String> {
-    let bearer = |request: &Logged| {
-        request
-            .header("Authorization")?
-            .strip_prefix("Bearer ")
-            .map(str::to_owned)
-    };
+    let bearer =
+        |request: &Logged| request.header("Authorization")?.strip_prefix("Bearer ").map(str::to_owned);
     origin.requests().iter().filter_map(bearer).collect()
 }
 
@@ -66,11 +62,7 @@ async fn basic_and_bearer_upstreams_are_pulled_from() {
         let mut edge = with_login(&origin).start().await;
         pull(&edge, "app", "1", &image).await;
         assert_eq!(origin.count("GET", "/token"), usize::from(is_bearer));
-        let refused = origin
-            .requests()
-            .iter()
-            .filter(|request| request.status == 401)
-            .count();
+        let refused = origin.requests().iter().filter(|request| request.status == 401).count();
         assert_eq!(refused, 1, "one challenge: {:#?}", origin.requests());
         origin.vanish().await;
         edge.restart().await;
@@ -123,10 +115,7 @@ async fn a_rotated_password_file_is_read_again() {
     std::fs::write(&file, "old").unwrap();
     origin.require_basic(USER, "old");
     let keys = format!("username = \"{USER}\"\npassword_file = {file:?}");
-    let edge = Edge::builder()
-        .upstream(UPSTREAM, &origin.url(), &keys)
-        .start()
-        .await;
+    let edge = Edge::builder().upstream(UPSTREAM, &origin.url(), &keys).start().await;
     pull_blob(edge.addr(), "app", &digests[0]).await;
     origin.require_basic(USER, "new");
     std::fs::write(&file, "new").unwrap();
@@ -136,9 +125,7 @@ async fn a_rotated_password_file_is_read_again() {
 #[tokio::test]
 async fn one_token_serves_many_requests() {
     let origin = Origin::start().await;
-    let digests: Vec<_> = (0..8)
-        .map(|number| origin.add_blob("app", format!("layer {number}")))
-        .collect();
+    let digests: Vec<_> = (0..8).map(|number| origin.add_blob("app", format!("layer {number}"))).collect();
     bearer(&origin);
     let edge = with_login(&origin).start().await;
     // Cold and all at once: the first challenge of each is answered with the same token.
@@ -172,10 +159,7 @@ async fn a_spent_or_revoked_token_is_renewed_with_one_retry() {
     assert_eq!(origin.count("GET", "/blobs/"), 2, "the refused one and one retry");
 
     // Tokens that live for a second are renewed before they are refused.
-    origin.require_bearer(BearerConfig {
-        expires_in: Duration::from_secs(1),
-        ..config
-    });
+    origin.require_bearer(BearerConfig { expires_in: Duration::from_secs(1), ..config });
     origin.revoke_tokens();
     pull_another("short-lived").await;
     let spent = tokens(&origin).pop();
@@ -196,10 +180,7 @@ async fn a_credential_that_is_refused_is_not_tried_for_ever() {
     let got = http::get(edge.addr(), &blob("app", &digest), &[]).await;
     assert_error(&got, 502, "UNAVAILABLE");
     assert!(origin.requests().len() <= 5, "{:#?}", origin.requests());
-    assert!(
-        edge.log().contains("credential"),
-        "the operator is told what is wrong"
-    );
+    assert!(edge.log().contains("credential"), "the operator is told what is wrong");
 }
 
 #[tokio::test]
@@ -232,11 +213,7 @@ async fn a_redirect_to_another_host_is_followed_without_the_credential() {
             .into_iter()
             .find(|request| request.status == 200 && request.path.contains("/blobs/"));
         assert!(given.is_none(), "{given:#?}");
-        assert_eq!(
-            storage.bytes_sent(&digest),
-            3 << 20,
-            "resumed through a new redirect"
-        );
+        assert_eq!(storage.bytes_sent(&digest), 3 << 20, "resumed through a new redirect");
         for request in storage.requests() {
             assert!(!carries_secret(&request), "{request:#?}");
         }
@@ -262,10 +239,7 @@ async fn a_hostile_realm_gets_nothing() {
     // The same machine, but by another name than the endpoint's: no realm that anybody has allowed.
     let realm = format!("http://localhost:{}/token", thief.addr().port());
     thief.require_bearer(config.clone());
-    origin.require_bearer(BearerConfig {
-        realm: Some(realm),
-        ..config
-    });
+    origin.require_bearer(BearerConfig { realm: Some(realm), ..config });
     let edge = with_login(&origin).start().await;
     let got = http::get(edge.addr(), &blob("app", &digest), &[]).await;
     assert_error(&got, 502, "UNAVAILABLE");
@@ -280,15 +254,9 @@ async fn a_realm_that_the_operator_allows_is_asked() {
     let config = bearer(&origin);
     let realm = format!("http://localhost:{}", tokens.addr().port());
     tokens.require_bearer(config.clone());
-    origin.require_bearer(BearerConfig {
-        realm: Some(format!("{realm}/token")),
-        ..config
-    });
+    origin.require_bearer(BearerConfig { realm: Some(format!("{realm}/token")), ..config });
     let keys = format!("{}\nrealms = [\"{realm}\"]", login());
-    let edge = Edge::builder()
-        .upstream(UPSTREAM, &origin.url(), &keys)
-        .start()
-        .await;
+    let edge = Edge::builder().upstream(UPSTREAM, &origin.url(), &keys).start().await;
     // Its tokens mean nothing to the origin, which has its own; that they were asked for is the point.
     let got = http::get(edge.addr(), &blob("app", &digest), &[]).await;
     assert_error(&got, 502, "UNAVAILABLE");
@@ -303,10 +271,7 @@ async fn a_credential_is_for_its_own_upstream() {
     let digest = origin.add_blob("app", BODY);
     let foreign = other.add_blob("app", "of the other");
     bearer(&origin);
-    let edge = with_login(&origin)
-        .upstream("other.test", &other.url(), "")
-        .start()
-        .await;
+    let edge = with_login(&origin).upstream("other.test", &other.url(), "").start().await;
     pull_blob(edge.addr(), "app", &digest).await;
     let path = format!("{}?ns=other.test", blob("app", &foreign));
     assert_eq!(http::get(edge.addr(), &path, &[]).await.status, 200);
@@ -322,10 +287,7 @@ async fn a_credential_is_for_its_own_upstream() {
     for request in other.requests() {
         let authorization = request.header("Authorization").unwrap_or_default();
         assert!(!authorization.contains(&basic()), "{request:#?}");
-        assert!(
-            tokens(&origin).iter().all(|token| !authorization.contains(token)),
-            "{request:#?}"
-        );
+        assert!(tokens(&origin).iter().all(|token| !authorization.contains(token)), "{request:#?}");
     }
 }
 
@@ -357,10 +319,7 @@ async fn no_secret_is_in_any_log_line_metric_or_answer() {
     let query = "X-Amz-Signature=s1gn4ture";
     let location = format!("{}{}?{query}", signed.url(), blob("app", &redirected));
     origin.fault(Fault::on("GET", &redirected).respond(307, &[("Location", &location)], ""));
-    let mut edge = with_login(&origin)
-        .upstream("basic.test", &basic_origin.url(), &login())
-        .start()
-        .await;
+    let mut edge = with_login(&origin).upstream("basic.test", &basic_origin.url(), &login()).start().await;
     pull_blob(edge.addr(), "app", &digest).await;
     pull_blob(edge.addr(), "basic.test/app", &behind_basic).await;
     pull_blob(edge.addr(), "app", &redirected).await;
@@ -379,11 +338,7 @@ async fn no_secret_is_in_any_log_line_metric_or_answer() {
     origin.vanish().await;
     answers.push(http::get(edge.addr(), &blob("app3", &missing), &[]).await.text());
     basic_origin.require_basic(USER, "changed");
-    answers.push(
-        http::get(edge.addr(), &blob("basic.test/app", &missing), &[])
-            .await
-            .text(),
-    );
+    answers.push(http::get(edge.addr(), &blob("basic.test/app", &missing), &[]).await.text());
     answers.push(edge.metrics().await);
     edge.stop().await;
     answers.push(edge.log());
@@ -398,10 +353,7 @@ async fn no_secret_is_in_any_log_line_metric_or_answer() {
             assert_eq!(line, None, "holds {secret}");
         }
     }
-    assert!(
-        edge.log().contains("TRACE"),
-        "the log is as talkative as it can be"
-    );
+    assert!(edge.log().contains("TRACE"), "the log is as talkative as it can be");
 }
 
 #[tokio::test]

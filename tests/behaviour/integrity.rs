@@ -14,6 +14,9 @@ const HTML: &str = "<!DOCTYPE html><html><body>Please log in to the hotel's netw
 /// Breaks every transfer of a blob in one way. Gets the blob's size.
 type Bend = fn(Fault, u64) -> Fault;
 
+/// The same for a manifest.
+type ManifestBend = fn(Fault) -> Fault;
+
 const BLOB_BENDS: [(&str, Bend); 17] = [
     ("first byte wrong", |fault, _| fault.corrupt_at(0)),
     ("middle wrong", |fault, size| fault.corrupt_at(size / 2)),
@@ -23,24 +26,14 @@ const BLOB_BENDS: [(&str, Bend); 17] = [
     ("all but one byte", |fault, size| fault.truncate_to(size - 1)),
     ("one byte too many", |fault, _| fault.extend_by(1)),
     ("much too long", |fault, _| fault.extend_by(200 * KIB)),
-    ("wrong and without length", |fault, size| {
-        fault.corrupt_at(size / 2).chunked()
-    }),
-    ("too short and without length", |fault, size| {
-        fault.truncate_to(size / 2).chunked()
-    }),
-    ("nothing and without length", |fault, _| {
-        fault.truncate_to(0).chunked()
-    }),
-    ("too long and without length", |fault, _| {
-        fault.extend_by(100 * KIB).chunked()
-    }),
+    ("wrong and without length", |fault, size| fault.corrupt_at(size / 2).chunked()),
+    ("too short and without length", |fault, size| fault.truncate_to(size / 2).chunked()),
+    ("nothing and without length", |fault, _| fault.truncate_to(0).chunked()),
+    ("too long and without length", |fault, _| fault.extend_by(100 * KIB).chunked()),
     ("another digest claimed", |fault, _| {
         fault.wrong_digest_header("sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a")
     }),
-    ("a page", |fault, _| {
-        fault.respond(200, &[("Content-Type", "text/html; charset=utf-8")], HTML)
-    }),
+    ("a page", |fault, _| fault.respond(200, &[("Content-Type", "text/html; charset=utf-8")], HTML)),
     ("a page that says it is none", |fault, _| {
         fault.respond(200, &[("Content-Type", "application/octet-stream")], HTML)
     }),
@@ -72,10 +65,7 @@ async fn no_wrong_blob_ever_ends_as_a_success_or_stays() {
                 attempt(addr, &path, &suffix),
                 attempt(addr, &path, &open),
             );
-            let alone = [
-                attempt(addr, &path, &[]).await,
-                attempt(addr, &path, &suffix).await,
-            ];
+            let alone = [attempt(addr, &path, &[]).await, attempt(addr, &path, &suffix).await];
             for got in [whole, tail, rest].into_iter().chain(alone).flatten() {
                 if is_success(&got) {
                     let (status, bytes) = (got.status, got.body.len());
@@ -88,6 +78,8 @@ async fn no_wrong_blob_ever_ends_as_a_success_or_stays() {
             if edge.has_blob(&digest) {
                 failures.push(format!("{what}, {size} bytes: in the cache"));
             }
+            // A 416 may be out before the fetch behind it has failed, and nobody shall join that one.
+            until("the flight has ended", async || edge.metric("clawhub_edge_flights").await == 0).await;
             origin.clear_faults();
             let repaired = http::get(addr, &path, &[]).await;
             if !is_success(&repaired) || sha256(&repaired.body) != digest {
@@ -117,7 +109,7 @@ async fn the_first_bytes_of_a_wrong_large_blob_are_no_reason_to_end_well() {
 
 #[tokio::test]
 async fn no_wrong_manifest_ever_ends_as_a_success_or_stays() {
-    let bends: [(&str, fn(Fault) -> Fault); 11] = [
+    let bends: [(&str, ManifestBend); 11] = [
         ("another manifest", |fault| {
             fault.respond(
                 200,
@@ -135,16 +127,12 @@ async fn no_wrong_manifest_ever_ends_as_a_success_or_stays() {
                 "sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a",
             )
         }),
-        ("a page", |fault| {
-            fault.respond(200, &[("Content-Type", "text/html")], HTML)
-        }),
+        ("a page", |fault| fault.respond(200, &[("Content-Type", "text/html")], HTML)),
         ("a page that says it is a manifest", |fault| {
             fault.respond(200, &[("Content-Type", OCI_MANIFEST)], HTML)
         }),
         ("another type", |fault| fault.content_type(OCI_INDEX)),
-        ("too large", |fault| {
-            fault.respond(200, &[("Content-Type", OCI_MANIFEST)], vec![b' '; 5 << 20])
-        }),
+        ("too large", |fault| fault.respond(200, &[("Content-Type", OCI_MANIFEST)], vec![b' '; 5 << 20])),
     ];
     let origin = Origin::start().await;
     let edge = Edge::start(&origin).await;
@@ -207,10 +195,9 @@ async fn a_manifest_under_a_type_that_says_nothing_is_served_as_what_it_is() {
 async fn a_blob_larger_than_allowed_is_refused() {
     let origin = Origin::start().await;
     let edge = Edge::with(&origin, "[fill]\nmax_blob_size = \"1MiB\"").await;
-    for (seed, fault) in [
-        (71, Fault::on("GET", "/blobs/").times(1)),
-        (72, Fault::on("GET", "/blobs/").times(1).chunked()),
-    ] {
+    for (seed, fault) in
+        [(71, Fault::on("GET", "/blobs/").times(1)), (72, Fault::on("GET", "/blobs/").times(1).chunked())]
+    {
         let digest = origin.add_synthetic_blob("app", 2 * MIB, seed);
         origin.fault(fault);
         let got = http::get(edge.addr(), &blob("app", &digest), &[]).await;
@@ -221,12 +208,12 @@ async fn a_blob_larger_than_allowed_is_refused() {
     pull_blob(edge.addr(), "app", &fits).await;
 }
 
+/// The new size of a file of this size.
+type Damage = fn(u64) -> u64;
+
 /// What a disk may do to a sealed file behind the edge's back.
-const DAMAGES: [(&str, fn(u64) -> u64); 3] = [
-    ("emptied", |_| 0),
-    ("cut short", |size| size - 1),
-    ("longer", |size| size + 1),
-];
+const DAMAGES: [(&str, Damage); 3] =
+    [("emptied", |_| 0), ("cut short", |size| size - 1), ("longer", |size| size + 1)];
 
 #[tokio::test]
 async fn a_file_that_changed_its_size_while_the_edge_was_down_is_fetched_again() {

@@ -25,23 +25,15 @@ async fn follow(edge: &Edge, path: &str, first: &str) -> (Vec<Value>, usize) {
         assert_eq!(got.status, 200, "{target}: {}", got.text());
         assert_eq!(got.header("Content-Type"), Some("application/json"));
         let document = got.json();
-        let name = path
-            .strip_prefix("/v2/")
-            .and_then(|path| path.strip_suffix("/tags/list"));
+        let name = path.strip_prefix("/v2/").and_then(|path| path.strip_suffix("/tags/list"));
         assert_eq!(document["name"].as_str(), name);
         tags.extend(document["tags"].as_array().expect("tags").iter().cloned());
         pages += 1;
         next = got.header("Link").map(|link| {
-            let (target, relation) = link
-                .strip_prefix('<')
-                .and_then(|link| link.split_once('>'))
-                .expect("a link");
+            let (target, relation) =
+                link.strip_prefix('<').and_then(|link| link.split_once('>')).expect("a link");
             assert_eq!(relation.replace(' ', ""), ";rel=\"next\"");
-            assert_eq!(
-                target.split('?').next(),
-                Some(path),
-                "a link to the client's own path"
-            );
+            assert_eq!(target.split('?').next(), Some(path), "a link to the client's own path");
             target.to_owned()
         });
     }
@@ -58,10 +50,9 @@ async fn pages_of_tags_are_linked_under_the_clients_own_path() {
         .start()
         .await;
     let all = json!(["a", "b", "c", "d", "e"]);
-    for (path, query) in [
-        ("/v2/other.test/library/app/tags/list", ""),
-        ("/v2/library/app/tags/list", "ns=other.test"),
-    ] {
+    for (path, query) in
+        [("/v2/other.test/library/app/tags/list", ""), ("/v2/library/app/tags/list", "ns=other.test")]
+    {
         for (n, expected) in [(2, 3), (1, 5), (5, 1), (100, 1)] {
             let first = format!("{path}?n={n}&{query}");
             let (tags, pages) = follow(&edge, path, first.trim_end_matches('&')).await;
@@ -90,11 +81,7 @@ async fn a_list_of_tags_outlives_its_origin() {
         let stale = http::get(edge.addr(), path, &[]).await;
         assert_eq!((stale.status, stale.json()), (200, fresh.json()));
         assert_eq!(stale.header("Link"), fresh.header("Link"));
-        assert!(
-            stale
-                .header("Cache-Status")
-                .is_some_and(|status| status.contains("stale"))
-        );
+        assert!(stale.header("Cache-Status").is_some_and(|status| status.contains("stale")));
     }
     let unknown = http::get(edge.addr(), "/v2/library/app/tags/list?n=4", &[]).await;
     assert_error(&unknown, 502, "UNAVAILABLE");
@@ -105,12 +92,7 @@ async fn a_new_tag_is_in_the_next_list() {
     let origin = origin_with_tags().await;
     let edge = Edge::start(&origin).await;
     let path = "/v2/library/app/tags/list";
-    let count = async || {
-        http::get(edge.addr(), path, &[]).await.json()["tags"]
-            .as_array()
-            .unwrap()
-            .len()
-    };
+    let count = async || http::get(edge.addr(), path, &[]).await.json()["tags"].as_array().unwrap().len();
     assert_eq!(count().await, 5);
     origin.add_image("library/app", "f", vec!["new".into()]);
     assert_eq!(count().await, 6);
@@ -127,9 +109,7 @@ async fn the_tags_of_an_unknown_repository_are_unknown() {
 #[tokio::test]
 async fn two_thousand_tags_are_one_list() {
     let origin = origin_with_tags().await;
-    let digest = origin
-        .add_image("library/many", "t", vec!["layer".into()])
-        .manifest_digest;
+    let digest = origin.add_image("library/many", "t", vec!["layer".into()]).manifest_digest;
     for number in 0..2000 {
         origin.move_tag("library/many", &format!("t{number:04}"), &digest);
     }

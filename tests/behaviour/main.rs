@@ -47,10 +47,7 @@ fn len(size: u64) -> usize {
 async fn pull(edge: &Edge, repository: &str, tag: &str, image: &Image) {
     let head = http::head(edge.addr(), &manifest(repository, tag), &[]).await;
     assert_eq!(head.status, 200, "HEAD {repository}:{tag}");
-    let digest = head
-        .header("Docker-Content-Digest")
-        .expect("a resolved tag")
-        .to_owned();
+    let digest = head.header("Docker-Content-Digest").expect("a resolved tag").to_owned();
     assert_eq!(digest, image.manifest_digest);
     let got = http::get(edge.addr(), &manifest(repository, &digest), &[]).await;
     assert_eq!((got.status, got.complete), (200, true), "{}", got.text());
@@ -75,20 +72,12 @@ fn assert_error(answer: &Response, status: u16, code: &str) {
     let text = answer.text();
     assert_eq!(answer.status, status, "{text}");
     assert_eq!(answer.header("Content-Type"), Some("application/json"), "{text}");
-    assert_eq!(
-        answer.header("Docker-Distribution-Api-Version"),
-        Some("registry/2.0")
-    );
+    assert_eq!(answer.header("Docker-Distribution-Api-Version"), Some("registry/2.0"));
     assert!(answer.header("X-Request-Id").is_some_and(|id| !id.is_empty()));
     assert!(answer.complete, "a broken error document");
     let document = answer.json();
     assert_eq!(document["errors"][0]["code"], code, "{text}");
-    assert!(
-        document["errors"][0]["message"]
-            .as_str()
-            .is_some_and(|message| !message.is_empty()),
-        "{text}"
-    );
+    assert!(document["errors"][0]["message"].as_str().is_some_and(|message| !message.is_empty()), "{text}");
 }
 
 /// A whole answer with exactly these bytes.
@@ -96,12 +85,7 @@ fn assert_error(answer: &Response, status: u16, code: &str) {
 fn assert_body(answer: &Response, status: u16, body: &[u8]) {
     assert_eq!(answer.status, status, "{}", answer.text());
     assert!(answer.complete, "broken after {} bytes", answer.body.len());
-    assert!(
-        answer.body == body,
-        "{} bytes that are not the {} expected",
-        answer.body.len(),
-        body.len()
-    );
+    assert!(answer.body == body, "{} bytes that are not the {} expected", answer.body.len(), body.len());
 }
 
 /// Whether a client would take this for what it asked for.

@@ -32,19 +32,13 @@ async fn a_stop_lets_transfers_finish_and_accepts_no_more() {
     let mut client = http::open(edge.addr(), &blob("app", &digest), &[]).await;
     client.read(len(SIZE / 4)).await;
     edge.terminate();
-    until("no one is let in", async || {
-        TcpStream::connect(edge.addr()).await.is_err()
-    })
-    .await;
+    until("no one is let in", async || TcpStream::connect(edge.addr()).await.is_err()).await;
     gate.open();
     let drained = client.drain().await;
     assert!(drained.complete, "{drained:?}");
     let began = Instant::now();
     assert!(edge.ended().await.success());
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "nothing is left to wait for"
-    );
+    assert!(began.elapsed() < Duration::from_secs(5), "nothing is left to wait for");
     assert!(edge.has_blob(&digest));
     drop(idle);
 }
@@ -78,7 +72,7 @@ async fn a_client_that_accepts_nothing_is_cut_off() {
     let mut dawdler = http::open(edge.addr(), &blob("app", &digest), &[]).await;
     until("it is cut off", async || {
         // The metrics' own connection is the one that is left.
-        edge.metric("clawhub_edge_http_connections").await <= 1.0
+        edge.metric("clawhub_edge_http_connections").await <= 1
     })
     .await;
     assert!(!dawdler.drain().await.complete);
@@ -93,9 +87,7 @@ async fn connections_that_send_no_request_are_cut_off() {
     let limit = Duration::from_secs(10);
     let mut silent = TcpStream::connect(edge.addr()).await.unwrap();
     let mut slow = TcpStream::connect(edge.addr()).await.unwrap();
-    slow.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow:")
-        .await
-        .unwrap();
+    slow.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow:").await.unwrap();
     let kept = Connection::open(edge.addr()).await.unwrap();
     let mut transfer = kept.get("/v2/", &[]).await.unwrap();
     transfer.drain().await;
@@ -104,7 +96,7 @@ async fn connections_that_send_no_request_are_cut_off() {
     let answer = read_to_close(&mut slow, limit).await;
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
     until("idle connections are closed too", async || {
-        edge.metric("clawhub_edge_http_connections").await <= 1.0
+        edge.metric("clawhub_edge_http_connections").await <= 1
     })
     .await;
     drop(kept);
@@ -128,10 +120,7 @@ async fn a_client_that_tries_tls_first_learns_at_once_that_there_is_none() {
     let edge = Edge::start(&origin).await;
     let mut stream = TcpStream::connect(edge.addr()).await.unwrap();
     // The beginning of a ClientHello, as much as may come in one segment.
-    stream
-        .write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01])
-        .await
-        .unwrap();
+    stream.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await.unwrap();
     let began = Instant::now();
     read_to_close(&mut stream, Duration::from_secs(10)).await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
@@ -141,10 +130,8 @@ async fn a_client_that_tries_tls_first_learns_at_once_that_there_is_none() {
 async fn more_connections_than_allowed_wait_for_a_seat() {
     let origin = Origin::start().await;
     let edge = Edge::with(&origin, "[limits]\nmax_connections = 2").await;
-    let (one, two) = (
-        Connection::open(edge.addr()).await.unwrap(),
-        Connection::open(edge.addr()).await.unwrap(),
-    );
+    let (one, two) =
+        (Connection::open(edge.addr()).await.unwrap(), Connection::open(edge.addr()).await.unwrap());
     // Both have a seat once both are answered.
     let mut seated = Vec::new();
     for connection in [one, two] {
@@ -190,25 +177,16 @@ async fn health_and_metrics_are_there() {
         pull_blob(edge.addr(), "app", &digest).await;
     }
     let got = http::get(edge.addr(), "/metrics", &[]).await;
-    assert!(
-        got.header("Content-Type")
-            .is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4"))
-    );
+    assert!(got.header("Content-Type").is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")));
     for (series, value) in [
-        (
-            r#"clawhub_edge_pull_answers_total{kind="blob",served="miss"}"#,
-            1.0,
-        ),
-        (
-            r#"clawhub_edge_pull_answers_total{kind="blob",served="hit"}"#,
-            2.0,
-        ),
-        (r#"clawhub_edge_fills_total{outcome="sealed"}"#, 1.0),
-        ("clawhub_edge_fill_bytes_total", MIB as f64),
-        ("clawhub_edge_http_sent_bytes_total", 3.0 * MIB as f64),
-        ("clawhub_edge_store_bytes", MIB as f64),
-        ("clawhub_edge_store_blobs", 1.0),
-        ("clawhub_edge_flights", 0.0),
+        (r#"clawhub_edge_pull_answers_total{kind="blob",served="miss"}"#, 1),
+        (r#"clawhub_edge_pull_answers_total{kind="blob",served="hit"}"#, 2),
+        (r#"clawhub_edge_fills_total{outcome="sealed"}"#, 1),
+        ("clawhub_edge_fill_bytes_total", MIB),
+        ("clawhub_edge_http_sent_bytes_total", 3 * MIB),
+        ("clawhub_edge_store_bytes", MIB),
+        ("clawhub_edge_store_blobs", 1),
+        ("clawhub_edge_flights", 0),
     ] {
         assert_eq!(edge.metric(series).await, value, "{series}");
     }
@@ -282,11 +260,7 @@ async fn the_cache_is_nobody_elses_business() {
         assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
         seen += 1;
         if path.is_dir() {
-            open.extend(
-                std::fs::read_dir(&path)
-                    .unwrap()
-                    .map(|entry| entry.unwrap().path()),
-            );
+            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
     }
     assert!(seen > 5);

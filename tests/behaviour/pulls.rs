@@ -29,12 +29,7 @@ async fn a_pulled_image_outlives_its_origin_and_a_restart() {
     edge.restart().await;
     pull(&edge, "library/app", "1", &image).await;
 
-    assert_eq!(
-        origin.count("HEAD", ""),
-        1,
-        "of the tag: {:#?}",
-        origin.requests()
-    );
+    assert_eq!(origin.count("HEAD", ""), 1, "of the tag: {:#?}", origin.requests());
     assert_eq!(origin.count("GET", "/manifests/"), 1);
     assert_eq!(origin.count("GET", "/blobs/"), 4);
     for digest in image.layer_digests.iter().chain([&image.config_digest]) {
@@ -86,11 +81,7 @@ async fn a_request_names_its_upstream_by_ns_host_alias_prefix_or_not_at_all() {
         (format!("{plain}?ns=OTHER.test"), None, Some("OTHER.test")),
         (format!("{plain}?ns=mirror.test"), None, Some("mirror.test")),
         (format!("{by_prefix}?ns=other.test"), None, Some("other.test")),
-        (
-            format!("{plain}?ns=other.test"),
-            Some(UPSTREAM),
-            Some("other.test"),
-        ),
+        (format!("{plain}?ns=other.test"), Some(UPSTREAM), Some("other.test")),
         (plain.clone(), Some("mirror.test"), None),
         (plain.clone(), Some("mirror.test:5050"), None),
         (by_prefix.clone(), None, None),
@@ -126,11 +117,7 @@ async fn short_names_of_docker_hub_are_in_its_library() {
         let got = http::get(edge.addr(), path, &[]).await;
         assert_body(&got, 200, &image.manifest);
     }
-    assert_eq!(
-        origin.count("GET", "/v2/library/nginx/manifests/1.27"),
-        1,
-        "one repository"
-    );
+    assert_eq!(origin.count("GET", "/v2/library/nginx/manifests/1.27"), 1, "one repository");
     assert_eq!(origin.requests().len(), 1, "{:#?}", origin.requests());
 }
 
@@ -141,16 +128,8 @@ async fn an_unknown_namespace_is_refused_and_never_dialled() {
     origin.add_blob("app", "bait");
     let edge = Edge::start(&origin).await;
     let port = stranger.addr().port();
-    for ns in [
-        stranger.addr().to_string(),
-        format!("localhost:{port}"),
-        "elsewhere.test".to_owned(),
-    ] {
-        for path in [
-            blob("app", &digest),
-            manifest("app", "1"),
-            "/v2/app/tags/list".to_owned(),
-        ] {
+    for ns in [stranger.addr().to_string(), format!("localhost:{port}"), "elsewhere.test".to_owned()] {
+        for path in [blob("app", &digest), manifest("app", "1"), "/v2/app/tags/list".to_owned()] {
             let got = http::get(edge.addr(), &format!("{path}?ns={ns}"), &[]).await;
             assert_error(&got, 404, "NAME_UNKNOWN");
         }
@@ -186,25 +165,15 @@ async fn a_head_of_something_uncached_fetches_no_body() {
         assert_eq!((head.status, head.body.len()), (200, 0));
         assert_eq!(head.header("Content-Length"), Some(size.as_str()));
         assert_eq!(head.header("Content-Type"), Some(OCI_MANIFEST));
-        assert_eq!(
-            head.header("Docker-Content-Digest"),
-            Some(image.manifest_digest.as_str())
-        );
+        assert_eq!(head.header("Docker-Content-Digest"), Some(image.manifest_digest.as_str()));
     }
     let head = http::head(edge.addr(), &blob("app", &large), &[]).await;
     assert_eq!((head.status, head.body.len()), (200, 0));
-    assert_eq!(
-        head.header("Content-Length"),
-        Some((3 * MIB).to_string().as_str())
-    );
+    assert_eq!(head.header("Content-Length"), Some((3 * MIB).to_string().as_str()));
     assert_eq!(head.header("Docker-Content-Digest"), Some(large.as_str()));
     assert_eq!(head.header("Accept-Ranges"), Some("bytes"));
     let absent = sha256(b"absent");
-    for path in [
-        blob("app", &absent),
-        manifest("app", &absent),
-        manifest("app", "absent"),
-    ] {
+    for path in [blob("app", &absent), manifest("app", &absent), manifest("app", "absent")] {
         assert_eq!(http::head(edge.addr(), &path, &[]).await.status, 404, "{path}");
     }
     assert_eq!(origin.count("GET", ""), 0, "{:#?}", origin.requests());
@@ -225,12 +194,7 @@ async fn a_client_that_has_it_already_gets_304() {
             (manifest("app", &image.manifest_digest), &of_manifest),
             (blob("app", layer), &of_layer),
         ] {
-            for condition in [
-                etag.clone(),
-                format!("W/{etag}"),
-                format!("\"x\", {etag}"),
-                "*".to_owned(),
-            ] {
+            for condition in [etag.clone(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".to_owned()] {
                 let got = http::get(edge.addr(), &path, &[("If-None-Match", &condition)]).await;
                 assert_eq!((got.status, got.body.len()), (304, 0), "{path} {condition}");
                 assert_eq!(got.header("ETag"), Some(etag.as_str()));
@@ -254,27 +218,14 @@ async fn every_answer_has_the_headers_that_clients_rely_on() {
     // First round: a miss; second: a hit.
     for round in ["fwd=uri-miss", "; hit"] {
         for (path, digest, content_type, size) in [
-            (
-                &by_tag,
-                &image.manifest_digest,
-                OCI_MANIFEST,
-                manifest_size.as_str(),
-            ),
-            (
-                &by_digest,
-                &image.manifest_digest,
-                OCI_MANIFEST,
-                manifest_size.as_str(),
-            ),
+            (&by_tag, &image.manifest_digest, OCI_MANIFEST, manifest_size.as_str()),
+            (&by_digest, &image.manifest_digest, OCI_MANIFEST, manifest_size.as_str()),
             (&blob("app", layer), layer, "application/octet-stream", "10"),
         ] {
             for method in ["GET", "HEAD"] {
                 let path = format!("{path}?ns={UPSTREAM}");
                 let got = http::request(method, edge.addr(), &path, &[("X-Request-Id", "mine-7")], b"").await;
-                let header = |name| {
-                    got.header(name)
-                        .unwrap_or_else(|| panic!("{method} {path}: no {name}"))
-                };
+                let header = |name| got.header(name).unwrap_or_else(|| panic!("{method} {path}: no {name}"));
                 assert_eq!(got.status, 200);
                 assert_eq!(header("Docker-Distribution-Api-Version"), "registry/2.0");
                 assert_eq!(header("Docker-Content-Digest"), digest);
@@ -290,11 +241,7 @@ async fn every_answer_has_the_headers_that_clients_rely_on() {
                 }
                 let is_first = method == "GET" && *path != format!("{by_digest}?ns={UPSTREAM}");
                 if is_first {
-                    assert!(
-                        header("Cache-Status").contains(round),
-                        "{path}: {:?}",
-                        header("Cache-Status")
-                    );
+                    assert!(header("Cache-Status").contains(round), "{path}: {:?}", header("Cache-Status"));
                 }
             }
         }
@@ -302,10 +249,7 @@ async fn every_answer_has_the_headers_that_clients_rely_on() {
     let long = "x".repeat(129);
     for bad in [long.as_str(), "two words"] {
         let got = http::get(edge.addr(), "/v2/", &[("X-Request-Id", bad)]).await;
-        assert!(
-            got.header("X-Request-Id")
-                .is_some_and(|id| id != bad && !id.is_empty())
-        );
+        assert!(got.header("X-Request-Id").is_some_and(|id| id != bad && !id.is_empty()));
     }
 }
 
@@ -315,10 +259,7 @@ async fn the_ping_answers_without_asking_anybody() {
     let edge = Edge::start(&origin).await;
     let got = http::get(edge.addr(), "/v2/", &[]).await;
     assert_body(&got, 200, b"{}");
-    assert_eq!(
-        got.header("Docker-Distribution-Api-Version"),
-        Some("registry/2.0")
-    );
+    assert_eq!(got.header("Docker-Distribution-Api-Version"), Some("registry/2.0"));
     assert_eq!(http::head(edge.addr(), "/v2/", &[]).await.status, 200);
     assert_eq!(origin.connections_accepted(), 0);
 }
@@ -330,10 +271,7 @@ async fn writes_are_refused_and_never_reach_the_origin() {
     let edge = Edge::start(&origin).await;
     for (method, path) in [
         ("POST", "/v2/app/blobs/uploads/".to_owned()),
-        (
-            "POST",
-            format!("/v2/app/blobs/uploads/?mount={digest}&from=other"),
-        ),
+        ("POST", format!("/v2/app/blobs/uploads/?mount={digest}&from=other")),
         ("PATCH", "/v2/app/blobs/uploads/1234".to_owned()),
         ("PUT", format!("/v2/app/blobs/uploads/1234?digest={digest}")),
         ("PUT", manifest("app", "1")),
@@ -359,11 +297,7 @@ async fn requests_that_mean_nothing_get_an_error_document() {
         (blob("app", "sha256:abc"), 400, "DIGEST_INVALID"),
         (blob("app", "md5:abcdef"), 400, "DIGEST_INVALID"),
         (blob("../../etc", &digest), 400, "NAME_INVALID"),
-        (
-            "/v2/app/tags/list?n=many".to_owned(),
-            400,
-            "PAGINATION_NUMBER_INVALID",
-        ),
+        ("/v2/app/tags/list?n=many".to_owned(), 400, "PAGINATION_NUMBER_INVALID"),
         ("/v2/_catalog".to_owned(), 404, "UNSUPPORTED"),
     ] {
         let got = http::get(edge.addr(), &path, &[]).await;
@@ -414,12 +348,7 @@ async fn one_connection_carries_request_after_request() {
     let digest = origin.add_synthetic_blob("app", MIB, 3);
     let edge = Edge::start(&origin).await;
     let mut connection = Connection::open(edge.addr()).await.unwrap();
-    for path in [
-        "/v2/".to_owned(),
-        blob("app", &digest),
-        manifest("app", "absent"),
-        blob("app", &digest),
-    ] {
+    for path in ["/v2/".to_owned(), blob("app", &digest), manifest("app", "absent"), blob("app", &digest)] {
         let mut transfer = connection.get(&path, &[]).await.unwrap();
         assert!(transfer.drain().await.complete, "{path}");
         connection = transfer.into_connection().expect("a whole body");
@@ -449,10 +378,7 @@ async fn a_chained_edge_pulls_through_another() {
     let origin = Origin::start().await;
     let image = add_image(&origin, "app");
     let inner = Edge::start(&origin).await;
-    let outer = Edge::builder()
-        .upstream(UPSTREAM, &format!("http://{}", inner.addr()), "")
-        .start()
-        .await;
+    let outer = Edge::builder().upstream(UPSTREAM, &format!("http://{}", inner.addr()), "").start().await;
     pull(&outer, "app", "1", &image).await;
     origin.vanish().await;
     pull(&outer, "app", "1", &image).await;

@@ -69,10 +69,7 @@ async fn a_range_of_a_cold_blob_without_length_is_answered() {
     let edge = Edge::start(&origin).await;
     let range = http::get(edge.addr(), &blob("app", &digest), &[("Range", "bytes=100-199")]).await;
     assert_eq!((range.status, range.body.len()), (206, 100));
-    assert_eq!(
-        range.header("Content-Range"),
-        Some(format!("bytes 100-199/{SIZE}").as_str())
-    );
+    assert_eq!(range.header("Content-Range"), Some(format!("bytes 100-199/{SIZE}").as_str()));
 }
 
 #[tokio::test]
@@ -99,15 +96,10 @@ async fn an_origin_that_vanishes_in_mid_transfer_is_waited_for() {
         async move { pull_blob(addr, "app", &digest).await }
     });
     gate.reached().await;
-    until("the edge has what was sent", async || {
-        edge.metric("clawhub_edge_fill_bytes_total").await >= HALF as f64
-    })
-    .await;
+    until("the edge has what was sent", async || edge.metric("clawhub_edge_fill_bytes_total").await >= HALF)
+        .await;
     origin.vanish().await;
-    until("the edge has tried in vain", async || {
-        edge.log().contains("could not be resumed yet")
-    })
-    .await;
+    until("the edge has tried in vain", async || edge.log().contains("could not be resumed yet")).await;
     origin.come_back().await;
     client.await.unwrap();
     assert_eq!(origin.bytes_sent(&digest), SIZE);
@@ -121,11 +113,7 @@ async fn an_origin_that_ignores_ranges_is_resumed_all_the_same() {
     origin.fault(Fault::on("GET", &digest).ignore_range());
     let edge = Edge::start(&origin).await;
     pull_blob(edge.addr(), "app", &digest).await;
-    assert_eq!(
-        origin.bytes_sent(&digest),
-        HALF + SIZE,
-        "read over, but never given twice"
-    );
+    assert_eq!(origin.bytes_sent(&digest), HALF + SIZE, "read over, but never given twice");
 }
 
 #[tokio::test]
@@ -135,15 +123,9 @@ async fn the_next_endpoint_takes_over_in_mid_blob() {
     other.add_synthetic_blob("app", SIZE, 46);
     one.fault(Fault::on("GET", &digest).times(1).reset_at(HALF));
     one.fault(Fault::on("*", "").reset_unanswered());
-    let edge = Edge::builder()
-        .endpoints(UPSTREAM, &[&one.url(), &other.url()])
-        .start()
-        .await;
+    let edge = Edge::builder().endpoints(UPSTREAM, &[&one.url(), &other.url()]).start().await;
     pull_blob(edge.addr(), "app", &digest).await;
-    assert_eq!(
-        (one.bytes_sent(&digest), other.bytes_sent(&digest)),
-        (HALF, SIZE - HALF)
-    );
+    assert_eq!((one.bytes_sent(&digest), other.bytes_sent(&digest)), (HALF, SIZE - HALF));
     assert_eq!(other.requests()[0].range, Some(format!("bytes={HALF}-")));
 }
 
@@ -218,10 +200,7 @@ async fn a_fill_that_nobody_waits_for_does_not_hold_up_the_stop() {
     let mut client = http::open(edge.addr(), &blob("app", &digest), &[]).await;
     client.read(len(HALF)).await;
     drop(client);
-    until("the edge has seen it leave", async || {
-        edge.log().contains("client left")
-    })
-    .await;
+    until("the edge has seen it leave", async || edge.log().contains("client left")).await;
     let began = Instant::now();
     assert!(edge.stop().await.success());
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());

@@ -36,12 +36,7 @@ async fn a_repository_cannot_read_anothers_digest_by_naming_it() {
     let edge = Edge::with(&origin, "[tags]\nnegative_ttl = \"0s\"").await;
     crate::pull(&edge, "victim/app", "1", &image).await;
     pull_blob(edge.addr(), "victim/app", &large).await;
-    for digest in [
-        &image.manifest_digest,
-        &image.config_digest,
-        &image.layer_digests[0],
-        &large,
-    ] {
+    for digest in [&image.manifest_digest, &image.config_digest, &image.layer_digests[0], &large] {
         assert_hidden(&edge, "attacker/app", digest).await;
         // Nor by another name of the upstream, nor by the victim's name with something behind it.
         assert_hidden(&edge, "origin.test/attacker/app", digest).await;
@@ -99,10 +94,8 @@ async fn a_manifest_that_names_a_foreign_digest_grants_nothing() {
         assert_eq!(got.status, 200);
     }
     // The edge asks for what the manifests name; the upstream's no must be all that comes of it.
-    until("the edge has asked", async || {
-        origin.count("HEAD", &format!("attacker/app/blobs/{secret}")) >= 1
-    })
-    .await;
+    until("the edge has asked", async || origin.count("HEAD", &format!("attacker/app/blobs/{secret}")) >= 1)
+        .await;
     assert_hidden(&edge, "attacker/app", secret).await;
     assert_hidden(&edge, "attacker/app", &image.manifest_digest).await;
     origin.vanish().await;
@@ -141,10 +134,7 @@ async fn two_repositories_that_both_may_share_one_flight() {
     gate.open();
     assert!(one.drain().await.complete && two.drain().await.complete);
     assert_eq!(origin.bytes_sent(&digest), SIZE);
-    assert_eq!(
-        (origin.count("GET", &digest), origin.count("HEAD", &digest)),
-        (1, 1)
-    );
+    assert_eq!((origin.count("GET", &digest), origin.count("HEAD", &digest)), (1, 1));
 }
 
 #[tokio::test]
@@ -161,10 +151,7 @@ async fn a_flight_that_its_upstream_refuses_is_no_refusal_for_others() {
     gate.reached().await;
     let path = blob("victim/app", &digest);
     let victim = tokio::spawn(async move { http::get(addr, &path, &[]).await });
-    until("the victim's right is asked for", async || {
-        origin.count("*", "victim/app") >= 1
-    })
-    .await;
+    until("the victim's right is asked for", async || origin.count("*", "victim/app") >= 1).await;
     gate.open();
     assert_error(&attacker.await.unwrap(), 404, "BLOB_UNKNOWN");
     assert_body(&victim.await.unwrap(), 200, b"bytes");
@@ -180,15 +167,11 @@ async fn a_proven_repository_pulls_while_the_upstream_is_gone() {
     crate::pull(&edge, "base", "1", &base).await;
     // Only the manifest: the edge proves the layers that it has behind the client's back.
     http::get(edge.addr(), &manifest("team", "1"), &[]).await;
-    until("the layers are proven", async || {
-        origin.count("HEAD", "team/blobs/") >= 2
-    })
-    .await;
+    until("the layers are proven", async || origin.count("HEAD", "team/blobs/") >= 2).await;
     until("and noted", async || {
         edge.log().contains("shared layer") || {
             let head = http::head(edge.addr(), &blob("team", &team.layer_digests[0]), &[]).await;
-            head.header("Cache-Status")
-                .is_some_and(|status| status.contains("hit"))
+            head.header("Cache-Status").is_some_and(|status| status.contains("hit"))
         }
     })
     .await;

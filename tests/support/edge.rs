@@ -8,11 +8,7 @@
 //! edge.restart().await; // the same cache, another port
 //! ```
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test crate uses another part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test crate uses another part of it")]
 #![allow(clippy::format_push_string, reason = "a configuration is no hot path")]
 
 use std::fs::{self, File};
@@ -89,12 +85,7 @@ impl Builder {
     pub async fn start(self) -> Edge {
         let prepared = self.prepare();
         let (child, stdout, addr) = prepared.launch().await;
-        Edge {
-            prepared,
-            child,
-            stdout,
-            addr,
-        }
+        Edge { prepared, child, stdout, addr }
     }
 
     /// Writes the configuration only, for commands and for starts that fail.
@@ -103,17 +94,15 @@ impl Builder {
         let config = directory.path().join("edge.toml");
         let cache = directory.path().join("cache");
         let text = format!(
-            "[[listen]]\naddress = \"127.0.0.1:0\"\n[store]\ndirectory = {cache:?}\n[log]\nlevel = \"trace\"\n\
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[store]\ndirectory = \"{}\"\n[log]\nlevel = \"trace\"\n\
              [routing]\n{}\n{}{}",
-            self.routing, self.upstreams, self.toml
+            cache.display(),
+            self.routing,
+            self.upstreams,
+            self.toml
         );
         fs::write(&config, text).expect("there is room for a configuration");
-        Prepared {
-            directory,
-            config,
-            cache,
-            environment: self.environment,
-        }
+        Prepared { directory, config, cache, environment: self.environment }
     }
 }
 
@@ -156,10 +145,8 @@ impl Prepared {
     }
 
     fn log(&self) -> String {
-        fs::read(self.log_path()).map_or_else(
-            |_| String::new(),
-            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-        )
+        fs::read(self.log_path())
+            .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     async fn launch(&self) -> (Child, BufReader<ChildStdout>, SocketAddr) {
@@ -197,11 +184,7 @@ impl Edge {
 
     /// In front of this origin, with further tables of the configuration.
     pub async fn with(origin: &Origin, toml: &str) -> Self {
-        Self::builder()
-            .upstream(UPSTREAM, &origin.url(), "")
-            .toml(toml)
-            .start()
-            .await
+        Self::builder().upstream(UPSTREAM, &origin.url(), "").toml(toml).start().await
     }
 
     /// Without any upstream yet.
@@ -242,9 +225,7 @@ impl Edge {
     /// Waits for the end of the process.
     pub async fn ended(&mut self) -> ExitStatus {
         let ended = timeout(STOP_LIMIT, self.child.wait()).await;
-        ended
-            .expect("the edge ends within its drain time-out")
-            .expect("a child can be waited for")
+        ended.expect("the edge ends within its drain time-out").expect("a child can be waited for")
     }
 
     /// SIGKILL, and waits for the end of the process.
@@ -274,12 +255,7 @@ impl Edge {
     pub fn cpu_seconds(&self) -> f64 {
         let stat = self.proc("stat");
         // Behind the name, which may hold anything, the fields are numbered from 3.
-        let fields: Vec<_> = stat
-            .rsplit(')')
-            .next()
-            .expect("a name")
-            .split_whitespace()
-            .collect();
+        let fields: Vec<_> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
         let ticks = |field: usize| fields[field - 3].parse::<f64>().expect("a number");
         (ticks(14) + ticks(15)) / TICKS_PER_SECOND
     }
@@ -289,15 +265,11 @@ impl Edge {
         http::get(self.addr, "/metrics", &[]).await.text()
     }
 
-    /// The value of one series, as in `clawhub_edge_fills_total{outcome="sealed"}`; 0 while it is not there.
-    pub async fn metric(&self, series: &str) -> f64 {
+    /// The value of one series that counts, as `clawhub_edge_fills_total{outcome="sealed"}`; 0 while it is not there.
+    pub async fn metric(&self, series: &str) -> u64 {
         let text = self.metrics().await;
-        let mut values = text
-            .lines()
-            .filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        values
-            .next()
-            .map_or(0.0, |value| value.parse().expect("a number"))
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        values.next().map_or(0, |value| value.parse().expect("a whole number"))
     }
 
     /// The hexadecimal digests of everything sealed.
@@ -314,9 +286,7 @@ impl Edge {
 
     /// Where a sealed blob lies.
     pub fn blob_path(&self, digest: &str) -> PathBuf {
-        let hex = digest
-            .strip_prefix("sha256:")
-            .expect("tests know their algorithm");
+        let hex = digest.strip_prefix("sha256:").expect("tests know their algorithm");
         self.prepared.cache.join("blobs/sha256").join(&hex[..2]).join(hex)
     }
 
@@ -324,10 +294,7 @@ impl Edge {
     pub fn partials(&self) -> Vec<(String, u64)> {
         let mut found = Vec::new();
         collect(&self.prepared.cache.join("partial"), &mut found);
-        found
-            .iter()
-            .filter_map(|path| Some((name(path)?, path.metadata().ok()?.len())))
-            .collect()
+        found.iter().filter_map(|path| Some((name(path)?, path.metadata().ok()?.len()))).collect()
     }
 
     fn proc(&self, file: &str) -> String {
@@ -337,10 +304,7 @@ impl Edge {
 
     fn pid(&self) -> Pid {
         let id = self.child.id().expect("the process lives");
-        i32::try_from(id)
-            .ok()
-            .and_then(Pid::from_raw)
-            .expect("a process id")
+        i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id")
     }
 }
 
@@ -355,9 +319,7 @@ pub fn binary(home: &Path) -> Command {
 /// Runs a command to its end, with what it printed.
 pub async fn finished(mut command: Command) -> Output {
     let output = timeout(STOP_LIMIT, command.output()).await;
-    output
-        .expect("the command ends")
-        .expect("cargo has built the binary")
+    output.expect("the command ends").expect("cargo has built the binary")
 }
 
 /// Asks again and again until the answer is yes, for states that nobody announces.
