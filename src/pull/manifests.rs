@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Algorithm, Digest, ErrorCode, MAX_MANIFEST_SIZE, Manifest, Reference};
 use crate::routing::Route;
-use crate::runtime::Timestamp;
 use crate::store::TagRecord;
 
 /// Whether the body is wanted.
@@ -66,7 +66,7 @@ impl Puller {
         reference: &Reference,
         want: Want,
     ) -> Result<ManifestAnswer, Error> {
-        let asked = self.0.clock.now();
+        let asked = Instant::now();
         let answer = match reference {
             Reference::Digest(digest) => self.manifest_by_digest(route, digest, want, asked).await,
             Reference::Tag(tag) => self.manifest_by_tag(route, tag, want, asked).await,
@@ -80,7 +80,7 @@ impl Puller {
         route: &Route,
         digest: &Digest,
         want: Want,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let visible = self.is_visible(route, digest).await;
         if !visible && self.store().contains(digest) {
@@ -125,7 +125,7 @@ impl Puller {
         &self,
         route: &Route,
         reference: &Reference,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
@@ -149,7 +149,7 @@ impl Puller {
         &self,
         route: &Route,
         reference: &Reference,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
@@ -174,11 +174,11 @@ impl Puller {
         &self,
         route: &Route,
         reference: &Reference,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Result<Option<StoredManifest>, Error> {
         let digest = match reference {
             Reference::Digest(digest) => *digest,
-            Reference::Tag(tag) => match self.tag_checked_since(route, tag, asked).await {
+            Reference::Tag(tag) => match self.tag_checked_after(route, tag, asked) {
                 Some(record) => record.digest,
                 None => return Ok(None),
             },
@@ -234,7 +234,7 @@ impl Puller {
         want: Want,
         served: Served,
         ttl: Option<i64>,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let age = self.0.clock.now().since(record.checked_at).unwrap_or(Duration::ZERO);
         let freshness = Freshness { served, age, ttl };

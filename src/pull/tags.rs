@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::config::{TagPolicy, Ttl};
 use super::manifests::{ManifestAnswer, Want};
 use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Page, Reference, Tag};
 use crate::routing::Route;
-use crate::runtime::Timestamp;
 use crate::store::{TagListRecord, TagRecord};
 
 /// One page of a tag list.
@@ -64,7 +65,7 @@ impl Puller {
         route: &Route,
         tag: &Tag,
         want: Want,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let upstream = route.upstream.name.as_str();
         let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
@@ -109,7 +110,7 @@ impl Puller {
         route: &Route,
         tag: &Tag,
         want: Want,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         if want == Want::Body {
             return self.fetch_manifest(route, &Reference::Tag(tag.clone()), asked).await;
@@ -124,14 +125,14 @@ impl Puller {
         &self,
         route: &Route,
         tag: &Tag,
-        asked: Timestamp,
+        asked: Instant,
     ) -> impl Future<Output = Result<TagRecord, Error>> + use<> {
         let key = key(route, tag);
         let negative = self.check_negative(&key);
         let checked = negative.map(|()| {
             let (puller, route, tag, negative) = (self.clone(), route.clone(), tag.clone(), key.clone());
             let (checked, _) = self.0.tag_checks.run(key, move || async move {
-                if let Some(record) = puller.tag_checked_since(&route, &tag, asked).await {
+                if let Some(record) = puller.tag_checked_after(&route, &tag, asked) {
                     return Ok((*record).clone());
                 }
                 let outcome = puller.check_tag_now(&route, &tag).await;
@@ -144,16 +145,14 @@ impl Puller {
     }
 
     /// What the upstream has said of a tag since `asked`.
-    pub(super) async fn tag_checked_since(
+    pub(super) fn tag_checked_after(
         &self,
         route: &Route,
         tag: &Tag,
-        asked: Timestamp,
+        asked: Instant,
     ) -> Option<Arc<TagRecord>> {
-        let record =
-            self.store().metadata().tag(route.upstream.name.as_str(), &route.repository, tag).await?;
-        // A record of the future is one from before the clock was set back.
-        (asked..=self.0.clock.now()).contains(&record.checked_at).then_some(record)
+        let metadata = self.store().metadata();
+        metadata.tag_noted_after(route.upstream.name.as_str(), &route.repository, tag, asked)
     }
 
     async fn check_tag_now(&self, route: &Route, tag: &Tag) -> Result<TagRecord, Error> {
@@ -172,7 +171,7 @@ impl Puller {
         };
         let Some(digest) = head.digest else {
             // An upstream whose HEAD names no digest: only the body tells.
-            self.fetch_manifest(route, &reference, self.0.clock.now()).await?;
+            self.fetch_manifest(route, &reference, Instant::now()).await?;
             let record = metadata.tag(upstream, &route.repository, tag).await.ok_or(Error::Internal)?;
             return Ok((*record).clone());
         };

@@ -15,6 +15,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::layout::{Layout, private_file};
 use super::{Error, Metrics};
@@ -72,6 +73,14 @@ pub enum Scope<'a> {
 
 type Write = (TableDefinition<'static, &'static str, &'static [u8]>, String, Option<Vec<u8>>);
 
+/// A tag in memory.
+#[derive(Debug, Clone)]
+struct Noted {
+    record: Arc<TagRecord>,
+    /// When this process noted it; `None` for what comes from the file.
+    at: Option<Instant>,
+}
+
 /// The metadata of one cache directory.
 #[derive(Debug, Clone)]
 pub struct Metadata {
@@ -79,7 +88,7 @@ pub struct Metadata {
     writes: mpsc::Sender<Write>,
     // moka: bounded, concurrent, and what falls out is still in the file.
     // `None` is a tag that was removed and whose row may not be gone from the file yet.
-    tags: Cache<String, Option<Arc<TagRecord>>>,
+    tags: Cache<String, Option<Noted>>,
     visible: Cache<String, Timestamp>,
     lists: Cache<String, Arc<TagListRecord>>,
     metrics: Arc<Metrics>,
@@ -120,19 +129,32 @@ impl Metadata {
     /// What is known of a tag.
     pub async fn tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
         let key = key(&[upstream, repository.as_str(), tag.as_str()]);
-        if let Some(record) = self.tags.get(&key) {
-            return record;
+        if let Some(noted) = self.tags.get(&key) {
+            return noted.map(|noted| noted.record);
         }
-        let record = self.read::<TagRecord>(TAGS, key.clone()).await?;
+        let record = Arc::new(self.read::<TagRecord>(TAGS, key.clone()).await?);
         // What was noted while the file was read is newer than what it says.
-        self.tags.entry(key).or_insert_with(|| Some(Arc::new(record))).into_value()
+        let noted = self.tags.entry(key).or_insert_with(|| Some(Noted { record, at: None }));
+        noted.into_value().map(|noted| noted.record)
+    }
+
+    /// What this process has noted of a tag after `since`.
+    pub fn tag_noted_after(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        tag: &Tag,
+        since: Instant,
+    ) -> Option<Arc<TagRecord>> {
+        let noted = self.tags.get(&key(&[upstream, repository.as_str(), tag.as_str()]))??;
+        (noted.at? > since).then_some(noted.record)
     }
 
     /// Notes what a tag stands for.
     pub fn set_tag(&self, upstream: &str, repository: &Repository, tag: &Tag, record: TagRecord) {
         let key = key(&[upstream, repository.as_str(), tag.as_str()]);
         self.write(TAGS, &key, Some(&record));
-        self.tags.insert(key, Some(Arc::new(record)));
+        self.tags.insert(key, Some(Noted { record: Arc::new(record), at: Some(Instant::now()) }));
     }
 
     /// Forgets a tag that is gone upstream.

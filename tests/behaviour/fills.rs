@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 use crate::support::edge::{Edge, until};
 use crate::support::http;
 use crate::support::origin::{Fault, Gate, Origin, sha256, synthetic_bytes};
-use crate::{MIB, assert_body, blob, len, manifest, pull_blob};
+use crate::{MIB, assert_body, blob, len, manifest, pull_blob, reached};
 
 /// An origin with one large blob of repository `app`, whose first transfer is held at `gate_at` bytes.
 async fn held(size: u64, gate_at: u64) -> (Origin, String, Gate) {
@@ -198,6 +198,7 @@ async fn more_fills_than_allowed_wait_for_their_turn() {
         clients.spawn(async move { pull_blob(addr, "app", &digest).await });
     }
     until("all fills are there", async || edge.metric("clawhub_edge_flights").await == 6).await;
+    reached(&first).await;
     assert_eq!(origin.count("GET", "/blobs/"), 1);
     first.open();
     clients.join_all().await;

@@ -20,10 +20,13 @@ mod support;
 mod tags;
 
 use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use support::edge::Edge;
 use support::http::{self, Response};
-use support::origin::{Image, sha256};
+use support::origin::{Gate, Image, sha256};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -64,6 +67,11 @@ async fn pull_blob(edge: SocketAddr, repository: &str, digest: &str) {
     let (actual, drained) = transfer.digest().await;
     assert!(drained.complete, "broken after {} bytes", drained.bytes);
     assert_eq!(actual, digest);
+}
+
+/// Waits for a transfer to arrive at the gate; an edge that never asks fails the test.
+async fn reached(gate: &Gate) {
+    timeout(Duration::from_secs(20), gate.reached()).await.expect("the edge asks the origin");
 }
 
 /// The answer is an error document with this status and code, and has the headers that every answer has.

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use crate::support::edge::Edge;
 use crate::support::http::{self, Response};
 use crate::support::origin::{Fault, Gate, Origin, synthetic_bytes};
-use crate::{KIB, MIB, assert_body, assert_error, blob, is_success, len, pull_blob};
+use crate::{KIB, MIB, assert_body, assert_error, blob, is_success, len, pull_blob, reached};
 
 const SIZE: u64 = MIB + 123;
 const SEED: u64 = 31;
@@ -220,7 +220,7 @@ async fn the_end_of_a_blob_in_flight_waits_for_its_digest() {
     let path = blob("app", &digest);
     let mut whole = http::open(edge.addr(), &path, &[]).await;
     assert_eq!(whole.read(len(MIB / 2)).await.len(), len(MIB / 2));
-    gate.reached().await;
+    reached(&gate).await;
     let answer = waits_for(&gate, &edge, &path, "bytes=1048690-1048697").await;
     assert_part(&answer, SIZE - 9, SIZE - 2, &digest, &bytes);
 }

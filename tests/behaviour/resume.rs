@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::support::edge::{Edge, UPSTREAM, until};
 use crate::support::http;
 use crate::support::origin::{Fault, Gate, Origin};
-use crate::{MIB, blob, is_success, len, pull_blob};
+use crate::{MIB, blob, is_success, len, pull_blob, reached};
 
 const SIZE: u64 = 16 * MIB;
 const HALF: u64 = SIZE / 2;
@@ -95,7 +95,7 @@ async fn an_origin_that_vanishes_in_mid_transfer_is_waited_for() {
         let digest = digest.clone();
         async move { pull_blob(addr, "app", &digest).await }
     });
-    gate.reached().await;
+    reached(&gate).await;
     until("the edge has what was sent", async || edge.metric("clawhub_edge_fill_bytes_total").await >= HALF)
         .await;
     origin.vanish().await;

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::edge::{Edge, UPSTREAM, until};
 use crate::support::http;
 use crate::support::origin::{Fault, Gate, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Origin, sha256};
-use crate::{MIB, assert_body, assert_error, blob, len, manifest, pull_blob};
+use crate::{MIB, assert_body, assert_error, blob, len, manifest, pull_blob, reached};
 
 /// Every way to ask for a digest through a repository that does not have it.
 async fn assert_hidden(edge: &Edge, repository: &str, digest: &str) {
@@ -148,7 +148,7 @@ async fn a_flight_that_its_upstream_refuses_is_no_refusal_for_others() {
     let edge = Edge::start(&origin).await;
     let (addr, path) = (edge.addr(), blob("attacker/app", &digest));
     let attacker = tokio::spawn(async move { http::get(addr, &path, &[]).await });
-    gate.reached().await;
+    reached(&gate).await;
     let path = blob("victim/app", &digest);
     let victim = tokio::spawn(async move { http::get(addr, &path, &[]).await });
     until("the victim's right is asked for", async || origin.count("*", "victim/app") >= 1).await;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::support::edge::{Edge, UPSTREAM, until};
 use crate::support::http::{self, Response};
 use crate::support::origin::{Fault, Gate, Image, OCI_MANIFEST, Origin};
-use crate::{assert_body, assert_error, blob, manifest, pull_blob};
+use crate::{assert_body, assert_error, blob, manifest, pull_blob, reached};
 
 /// An origin with the images `1` and `2` in `app`, and the tag `latest` on the first.
 async fn origin() -> (Origin, Image, Image) {
@@ -69,7 +69,9 @@ async fn an_expired_tag_costs_one_head_for_all_who_ask() {
     let (addr, path) = (edge.addr(), manifest("app", "latest"));
     let mut askers = JoinSet::new();
     // Fresh until one of them makes the edge ask.
+    let began = Instant::now();
     loop {
+        assert!(began.elapsed() < Duration::from_secs(20), "the tag never expires");
         let path = path.clone();
         askers.spawn(async move { http::get(addr, &path, &[]).await });
         tokio::select! {
@@ -146,7 +148,7 @@ async fn a_stale_tag_may_be_answered_while_it_is_asked_for() {
     for _ in 0..3 {
         assert_stale(&latest(&edge).await, &one);
     }
-    gate.reached().await;
+    reached(&gate).await;
     assert_eq!(gate.arrivals(), 1, "one question at a time");
     gate.open();
     until("the tag is asked for behind the scenes", async || latest(&edge).await.body == two.manifest).await;
@@ -312,7 +314,7 @@ async fn what_was_answered_during_the_drain_is_remembered() {
     let mut edge = Edge::start(&origin).await;
     let (addr, path) = (edge.addr(), manifest("app", "latest"));
     let client = tokio::spawn(async move { http::get(addr, &path, &[]).await });
-    gate.reached().await;
+    reached(&gate).await;
     edge.terminate();
     until("the drain has begun", async || edge.log().contains("draining")).await;
     gate.open();
