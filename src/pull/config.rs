@@ -215,7 +215,7 @@ mod tests {
         for (upstream, repository, tag, ttl) in [
             ("docker.io", "ci/app/web", "v1", Ttl::For(Duration::ZERO)),
             ("docker.io", "library/nginx", "v1", Ttl::Forever),
-            ("quay.io", "ci/app", "latest", Ttl::For(Duration::from_secs(300))),
+            ("quay.io", "ci/app", "latest", Ttl::For(Duration::from_mins(5))),
         ] {
             let policy = config.policy(upstream, &repository.parse().unwrap(), &tag.parse().unwrap());
             assert_eq!(policy.ttl, ttl, "{upstream}/{repository}:{tag}");

@@ -38,10 +38,10 @@ mod tests {
 
     #[test]
     fn waits_grow_to_the_cap_and_start_over_after_a_success() {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(1_000));
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let waits: Vec<_> = (0..8).map(|_| backoff.next_wait()).collect();
         for (n, wait) in waits.iter().enumerate() {
-            let ceiling = Duration::from_millis(100 * (1 << n)).min(Duration::from_millis(1_000));
+            let ceiling = Duration::from_millis(100 * (1 << n)).min(Duration::from_secs(1));
             assert!(*wait <= ceiling && *wait >= ceiling / 2, "wait {n} is {wait:?}");
         }
         backoff.reset();
