@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::time::Instant;
 
@@ -273,6 +273,10 @@ impl Service {
         }
         let mut blob = self.puller.blob(route, digest).await.map_err(|error| refuse(&error))?;
         let freshness = blob.freshness;
+        if parts.version < Version::HTTP_11 {
+            // Without a length such a body ends with the connection, and a broken one looks whole.
+            blob.known_size().await.map_err(|error| refuse(&error))?;
+        }
         let answer = match requested_range(parts, digest) {
             None => whole(blob).await?,
             Some(range) => {

@@ -20,7 +20,6 @@ pub struct BlobHead {
 /// A blob that can be read.
 #[derive(Debug)]
 pub struct BlobAnswer {
-    digest: Digest,
     source: Source,
     size: Option<u64>,
     puller: Puller,
@@ -48,7 +47,7 @@ impl BlobAnswer {
 
     /// Everything, from the first byte.
     pub fn whole(self) -> Reader {
-        Reader::new(self.source, self.digest, 0, self.size, self.puller)
+        Reader::new(self.source, 0, self.size, self.puller)
     }
 
     /// A part. It is read once its digest is known where the configuration says so.
@@ -59,7 +58,7 @@ impl BlobAnswer {
         if !self.puller.fill_config().unverified_ranges {
             self.sealed().await?;
         }
-        Ok(Reader::new(self.source, self.digest, range.start, Some(range.end), self.puller))
+        Ok(Reader::new(self.source, range.start, Some(range.end), self.puller))
     }
 
     async fn sealed(&mut self) -> Result<(), Error> {
@@ -97,16 +96,15 @@ impl Puller {
             self.prove_blob(route, digest).await?;
         }
         let served = if visible { Served::Hit } else { Served::Revalidated };
-        Ok(self.store().get(digest).await.map(|content| self.answer_of(*digest, content, served)))
+        Ok(self.store().get(digest).await.map(|content| self.answer_of(content, served)))
     }
 
-    fn answer_of(&self, digest: Digest, content: Content, served: Served) -> BlobAnswer {
+    fn answer_of(&self, content: Content, served: Served) -> BlobAnswer {
         let age = match &content {
             Content::Disk(blob) => self.0.clock.now().since(blob.sealed_at()).unwrap_or_default(),
             Content::Memory(_) => std::time::Duration::ZERO,
         };
         BlobAnswer {
-            digest,
             size: Some(content.size()),
             source: content.into(),
             puller: self.clone(),
@@ -120,12 +118,13 @@ impl Puller {
         let negative = Self::blob_key(route, digest);
         self.check_negative(&negative)?;
         loop {
-            let foreign = self.0.flights.scope_of(digest).is_some_and(|flying| flying != scope);
+            let foreign =
+                self.0.flights.scope_of(&route.upstream.name, digest).is_some_and(|flying| flying != scope);
             if foreign && !self.is_visible(route, digest).await {
                 // The flight proves another repository's right; ours is asked for beside it.
                 self.prove_blob(route, digest).await?;
             }
-            let (mut follower, started) = self.0.flights.join_or_start(*digest, &scope);
+            let (mut follower, started) = self.0.flights.join_or_start(&route.upstream.name, *digest, &scope);
             let own = follower.scope() == scope;
             if !own && !foreign {
                 // Somebody else's flight took off between the look and the leap.
@@ -143,15 +142,17 @@ impl Puller {
                     let served = if joined { Served::Collapsed } else { Served::Miss };
                     let source = Source::Flight(follower);
                     return Ok(BlobAnswer {
-                        digest: *digest,
                         source,
                         size,
                         puller: self.clone(),
                         freshness: Freshness::of(served),
                     });
                 }
-                // What another repository's upstream refuses, ours may still give.
+                Err(error @ Error::Deadline(_)) => return Err(error),
+                // What is refused to another repository may still be given to ours; and a flight that
+                // had been given up when this one joined makes room for the next.
                 Err(_) if !own => {}
+                Err(Error::Abandoned) if joined && !self.is_draining() => {}
                 Err(error) => {
                     let outcome = Err::<(), _>(error);
                     self.note_negative(&negative, &outcome);

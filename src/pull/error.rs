@@ -42,9 +42,37 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the upstream could not be asked at all, so that something stale is better than this.
+    /// Whether something stale is better than this: the upstream could not be asked, sends what
+    /// cannot be used, or does not accept the edge's credential any more. A "no" is no
+    /// unavailability: what does not exist, or is not for everybody any more, is not answered from
+    /// the cache.
     pub fn is_unavailability(&self) -> bool {
-        !matches!(self, Self::Unknown(_))
+        match self {
+            Self::Unknown(_) => false,
+            Self::Upstream(error) => match **error {
+                upstream::Error::Unauthorized { has_credential, .. }
+                | upstream::Error::Forbidden { has_credential, .. } => has_credential,
+                _ => true,
+            },
+            _ => true,
+        }
+    }
+
+    /// Whether what a fill has brought so far is worth nothing to the next one: the upstream has
+    /// contradicted it, or the disk does not hold it.
+    pub(super) fn spoils_partial(&self) -> bool {
+        match self {
+            Self::Corrupt(_) | Self::TooLarge(_) | Self::Store(_) | Self::Read(_) => true,
+            Self::Upstream(error) => matches!(
+                **error,
+                upstream::Error::Corrupt { .. }
+                    | upstream::Error::NotARegistry { .. }
+                    | upstream::Error::Refused { .. }
+            ),
+            Self::Unknown(_) | Self::Manifest(_) | Self::Deadline(_) | Self::Abandoned | Self::Internal => {
+                false
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::config::OnAbandon;
@@ -75,7 +76,7 @@ async fn fill(
     route: &Route,
     digest: &Digest,
 ) -> Result<Arc<Blob>, Error> {
-    let _turn = puller.fill_turn().await;
+    let _turn = turn(puller, flight, route).await?;
     if puller.store().contains(digest) {
         // An earlier flight landed between this one's look at the store and its start.
         puller.prove_blob(route, digest).await?;
@@ -83,25 +84,22 @@ async fn fill(
             return Ok(blob);
         }
     }
-    let mut partial = puller.store().partial(*digest).await?;
+    let mut partial = puller.store().partial(*digest, route.upstream.name.as_str()).await?;
     if partial.size() == Some(partial.position()) {
         // Everything had arrived when the last process died; the upstream is asked for the right only.
         puller.prove_blob(route, digest).await?;
         return Ok(partial.seal().await?);
     }
-    let mut download = match open(puller, route, digest, &mut partial).await {
-        Ok(download) => download,
-        Err(error) => {
-            partial.park().await;
-            return Err(error);
+    let outcome = match open(puller, route, digest, &mut partial).await {
+        Ok(mut download) => {
+            puller.set_visible(route, digest);
+            transfer(puller, flight, &mut partial, &mut download).await
         }
+        Err(error) => Err(error),
     };
-    puller.set_visible(route, digest);
-    let outcome = transfer(puller, flight, &mut partial, &mut download).await;
     match outcome {
         Ok(()) => Ok(partial.seal().await?),
-        Err(error @ (Error::Store(_) | Error::TooLarge(_))) => {
-            // A disk that refuses is not helped by what cannot be completed on it.
+        Err(error) if error.spoils_partial() => {
             partial.discard().await;
             Err(error)
         }
@@ -112,31 +110,50 @@ async fn fill(
     }
 }
 
-/// Asks the upstream from where the partial ends.
+/// Waits for a turn, for as long as somebody follows.
+async fn turn(puller: &Puller, flight: &Flight, route: &Route) -> Result<OwnedSemaphorePermit, Error> {
+    let mut turn = pin!(puller.fill_turn(&route.upstream.name));
+    loop {
+        tokio::select! {
+            turn = turn.as_mut() => return turn,
+            () = flight.deserted(puller.fill_config().abandon_grace) => {
+                if puller.flights().park_if_abandoned(flight) {
+                    return Err(Error::Abandoned);
+                }
+            }
+            () = puller.aborting() => return Err(Error::Abandoned),
+        }
+    }
+}
+
+/// Asks the upstream from where the partial ends; from the front, if what it says now contradicts
+/// what it has sent before.
 async fn open(
     puller: &Puller,
     route: &Route,
     digest: &Digest,
     partial: &mut Partial,
 ) -> Result<Download, Error> {
-    let client = puller.client();
-    let mut download =
-        client.download(&route.upstream, &route.repository, digest, partial.position()).await?;
-    if let (Some(known), Some(said)) = (partial.size(), download.size())
-        && known != said
-    {
-        tracing::warn!(%digest, known, said, "the upstream contradicts the size of a partial blob, which starts over");
-        *partial = puller.store().partial_anew(*digest).await?;
-        download = client.download(&route.upstream, &route.repository, digest, 0).await?;
+    let download = |from| puller.client().download(&route.upstream, &route.repository, digest, from);
+    let mut opened = download(partial.position()).await.map_err(Error::from);
+    let contradicts = match &opened {
+        Ok(download) => partial.size().is_some_and(|known| download.size().is_some_and(|said| said != known)),
+        Err(error) => error.spoils_partial(),
+    };
+    if partial.position() > 0 && contradicts {
+        tracing::warn!(%digest, from = partial.position(), "a partial blob cannot be resumed and starts over");
+        partial.restart().await?;
+        opened = download(0).await.map_err(Error::from);
     }
+    let opened = opened?;
     let largest = puller.fill_config().max_blob_size.as_u64();
-    if let Some(size) = download.size() {
+    if let Some(size) = opened.size() {
         if size > largest {
             return Err(Error::TooLarge(largest));
         }
         partial.expect_size(size);
     }
-    Ok(download)
+    Ok(opened)
 }
 
 /// Moves the bytes. At the end all of them are in the file.
@@ -198,7 +215,7 @@ async fn transfer(
             () = deserted.as_mut(), if watched => {
                 if !draining && is_worth_finishing(puller, partial) {
                     watched = false;
-                } else if puller.flights().end_if_abandoned(flight) {
+                } else if puller.flights().park_if_abandoned(flight) {
                     return Err(Error::Abandoned);
                 } else {
                     deserted.set(flight.deserted(config.abandon_grace));

@@ -1,6 +1,8 @@
-//! One flight per digest, however many clients wait.
+//! One flight per digest and upstream, however many clients and repositories wait.
 //!
-//! Invariant: a digest is in [`Flights`] exactly while its fill task may still take followers.
+//! Invariant: a digest is in [`Flights`] from the start of its fill task to the end of it, so that no
+//! two tasks ever work on the same files. What one upstream has sent is not verified before its
+//! end, so the clients of another one do not follow it; they share the sealed blob.
 //! Followers read the growing file instead of a channel, so a slow client never holds bytes in
 //! memory and any offset can join. The tail is withheld until the digest is right: whoever has the
 //! last byte has a verified blob.
@@ -15,6 +17,7 @@ use tokio::sync::{Notify, watch};
 
 use super::Error;
 use crate::oci::Digest;
+use crate::routing::UpstreamName;
 use crate::store::{Blob, PartialFile, RangeSet};
 
 /// How much of the end is withheld until the digest is right. One byte would do; with this much,
@@ -30,6 +33,8 @@ pub(super) enum Phase {
     Filling(PartialFile),
     /// Complete and verified.
     Sealed(Arc<Blob>),
+    /// Nobody follows any more: what has arrived is being kept for a later flight.
+    Parking,
     /// Ended without a blob.
     Failed(Error),
 }
@@ -57,7 +62,7 @@ impl Progress {
     /// may do now.
     fn step(&self, position: u64, end: Option<u64>) -> Step {
         match &self.phase {
-            Phase::Starting => Step::Wait,
+            Phase::Starting | Phase::Parking => Step::Wait,
             Phase::Failed(error) => Step::Fail(error.clone()),
             Phase::Sealed(blob) => match end.unwrap_or(blob.size()).min(blob.size()) {
                 end if position < end => Step::ReadSealed(Arc::clone(blob), end - position),
@@ -81,10 +86,13 @@ impl Progress {
     }
 }
 
+/// What a flight fetches, and from where.
+type Key = (UpstreamName, Digest);
+
 /// One fetch of one blob.
 #[derive(Debug)]
 pub(super) struct Flight {
-    digest: Digest,
+    key: Key,
     /// On whose behalf the upstream is asked: its answer is the proof of this scope and no other.
     pub(super) scope: String,
     // A watch: followers need the latest state, not every change, and a slow one costs nothing.
@@ -124,19 +132,25 @@ impl Flight {
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     // A mutex over a map: two operations per fill and one per joiner, never across an await.
-    map: Mutex<HashMap<Digest, Arc<Flight>>>,
+    map: Mutex<HashMap<Key, Arc<Flight>>>,
 }
 
 impl Flights {
-    /// A follower of the flight of `digest`, and the flight itself when it was started by this
-    /// call; the caller then runs its fill.
-    pub(super) fn join_or_start(&self, digest: Digest, scope: &str) -> (Follower, Option<Arc<Flight>>) {
+    /// A follower of the flight of `digest` from `upstream`, and the flight itself when it was
+    /// started by this call; the caller then runs its fill.
+    pub(super) fn join_or_start(
+        &self,
+        upstream: &UpstreamName,
+        digest: Digest,
+        scope: &str,
+    ) -> (Follower, Option<Arc<Flight>>) {
+        let key = (upstream.clone(), digest);
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = map.get(&digest) {
+        if let Some(flight) = map.get(&key) {
             return (Follower::of(flight), None);
         }
         let flight = Arc::new(Flight {
-            digest,
+            key: key.clone(),
             scope: scope.to_owned(),
             progress: watch::Sender::new(Progress {
                 phase: Phase::Starting,
@@ -146,29 +160,29 @@ impl Flights {
             followers: AtomicUsize::new(0),
             left: Notify::new(),
         });
-        map.insert(digest, Arc::clone(&flight));
+        map.insert(key, Arc::clone(&flight));
         (Follower::of(&flight), Some(flight))
     }
 
-    /// The scope on whose behalf a flight of `digest` runs, if there is one.
-    pub(super) fn scope_of(&self, digest: &Digest) -> Option<String> {
+    /// The scope on whose behalf a flight of `digest` from `upstream` runs, if there is one.
+    pub(super) fn scope_of(&self, upstream: &UpstreamName, digest: &Digest) -> Option<String> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.get(digest).map(|flight| flight.scope.clone())
+        map.get(&(upstream.clone(), *digest)).map(|flight| flight.scope.clone())
     }
 
     /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
     pub(super) fn end(&self, flight: &Flight) {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner).remove(&flight.digest);
+        self.map.lock().unwrap_or_else(PoisonError::into_inner).remove(&flight.key);
     }
 
-    /// Takes the flight out if nobody follows it. Joining happens under the same lock, so a flight
-    /// that is out has no follower and gets none.
-    pub(super) fn end_if_abandoned(&self, flight: &Flight) -> bool {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Lets the flight park if nobody follows it. Joining happens under the same lock: who joins
+    /// after this waits for the end of the flight, and then starts the next one.
+    pub(super) fn park_if_abandoned(&self, flight: &Flight) -> bool {
+        let _map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         if flight.followers.load(Ordering::Acquire) > 0 {
             return false;
         }
-        map.remove(&flight.digest);
+        flight.publish(|progress| progress.phase = Phase::Parking);
         true
     }
 }
@@ -196,7 +210,8 @@ impl Follower {
     /// # Errors
     /// Why the flight failed.
     pub(super) async fn answered(&mut self) -> Result<Option<u64>, Error> {
-        let progress = self.progress.wait_for(|progress| !matches!(progress.phase, Phase::Starting)).await;
+        let waits = |progress: &Progress| matches!(progress.phase, Phase::Starting | Phase::Parking);
+        let progress = self.progress.wait_for(|progress| !waits(progress)).await;
         let progress = progress.map_err(|_| Error::Internal)?;
         match &progress.phase {
             Phase::Failed(error) => Err(error.clone()),
@@ -214,7 +229,7 @@ impl Follower {
         match &progress.phase {
             Phase::Sealed(blob) => Ok(Arc::clone(blob)),
             Phase::Failed(error) => Err(error.clone()),
-            Phase::Starting | Phase::Filling(_) => Err(Error::Internal),
+            Phase::Starting | Phase::Filling(_) | Phase::Parking => Err(Error::Internal),
         }
     }
 
@@ -268,6 +283,10 @@ mod tests {
         Digest::of(Algorithm::Sha256, b"x")
     }
 
+    fn upstream() -> UpstreamName {
+        "origin.test".parse().unwrap()
+    }
+
     async fn filling(directory: &std::path::Path) -> PartialFile {
         let config = StoreConfig {
             directory: directory.to_owned(),
@@ -277,7 +296,7 @@ mod tests {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = Metrics::register(&crate::telemetry::Metrics::new());
         let store = Store::open(&config, clock, metrics).unwrap();
-        store.partial(digest()).await.unwrap().file()
+        store.partial(digest(), "origin.test").await.unwrap().file()
     }
 
     #[tokio::test]
@@ -309,22 +328,30 @@ mod tests {
     #[tokio::test]
     async fn a_flight_without_followers_ends_only_if_nobody_joined_meanwhile() {
         let flights = Flights::default();
-        let (first, flight) = flights.join_or_start(digest(), "a");
+        let (first, flight) = flights.join_or_start(&upstream(), digest(), "a");
         let flight = flight.unwrap();
         drop(first);
         flight.deserted(Duration::ZERO).await;
-        let (second, started) = flights.join_or_start(digest(), "b");
+        let (second, started) = flights.join_or_start(&upstream(), digest(), "b");
         assert!(started.is_none(), "the flight belongs to no client");
-        assert!(!flights.end_if_abandoned(&flight));
+        assert!(!flights.park_if_abandoned(&flight));
         drop(second);
-        assert!(flights.end_if_abandoned(&flight));
-        assert!(flights.join_or_start(digest(), "c").1.is_some(), "the next request starts anew");
+        assert!(flights.park_if_abandoned(&flight));
+        let (mut late, started) = flights.join_or_start(&upstream(), digest(), "c");
+        assert!(started.is_none(), "no two tasks work on the same files");
+        flights.end(&flight);
+        flight.publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
+        assert!(matches!(late.answered().await, Err(Error::Abandoned)));
+        assert!(
+            flights.join_or_start(&upstream(), digest(), "c").1.is_some(),
+            "the next request starts anew"
+        );
     }
 
     #[tokio::test]
     async fn followers_learn_of_a_failure() {
         let flights = Flights::default();
-        let (mut follower, flight) = flights.join_or_start(digest(), "a");
+        let (mut follower, flight) = flights.join_or_start(&upstream(), digest(), "a");
         flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
         assert!(matches!(follower.next(0, None).await, Err(Error::Abandoned)));
         assert!(matches!(follower.answered().await, Err(Error::Abandoned)));

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Algorithm, Digest, ErrorCode, MAX_MANIFEST_SIZE, Manifest, Reference};
 use crate::routing::Route;
 use crate::store::TagRecord;
+use crate::upstream::ManifestHead;
 
 /// Whether the body is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +66,9 @@ impl Puller {
         reference: &Reference,
         want: Want,
     ) -> Result<ManifestAnswer, Error> {
-        let asked = Instant::now();
         let answer = match reference {
-            Reference::Digest(digest) => self.manifest_by_digest(route, digest, want, asked).await,
-            Reference::Tag(tag) => self.manifest_by_tag(route, tag, want, asked).await,
+            Reference::Digest(digest) => self.manifest_by_digest(route, digest, want).await,
+            Reference::Tag(tag) => self.manifest_by_tag(route, tag, want).await,
         }?;
         self.metrics().count_answer("manifest", answer.freshness.served);
         Ok(answer)
@@ -80,23 +79,28 @@ impl Puller {
         route: &Route,
         digest: &Digest,
         want: Want,
-        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let visible = self.is_visible(route, digest).await;
-        if !visible && self.store().contains(digest) {
-            self.prove_manifest(route, digest).await?;
+        // One look: what arrives after it is not proven for this repository.
+        let here = self.store().contains(digest);
+        if !visible && here {
+            self.manifest_head(route, digest).await?;
         }
-        if (visible || self.store().contains(digest))
+        if (visible || here)
             && let Some(manifest) = self.stored_manifest(digest).await?
         {
             let served = if visible { Served::Hit } else { Served::Revalidated };
             return Ok(manifest.answer(Freshness::of(served)));
         }
-        let reference = Reference::Digest(*digest);
-        match want {
-            Want::Body => self.fetch_manifest(route, &reference, asked).await,
-            Want::Head => self.head_by_digest(route, &reference, asked).await,
+        if want == Want::Head {
+            let head = self.manifest_head(route, digest).await?;
+            if let (Some(size), Some(media_type)) = (head.size, head.media_type) {
+                let freshness = Freshness::of(Served::Miss);
+                return Ok(ManifestAnswer { digest: *digest, size, media_type, body: None, freshness });
+            }
+            // An upstream whose HEAD says too little.
         }
+        self.fetch_manifest(route, &Reference::Digest(*digest)).await
     }
 
     /// What the store has under this digest, if it is a manifest at all.
@@ -121,27 +125,23 @@ impl Puller {
         Ok(Some(StoredManifest { digest: *digest, media_type, body }))
     }
 
-    async fn head_by_digest(
-        &self,
-        route: &Route,
-        reference: &Reference,
-        asked: Instant,
-    ) -> Result<ManifestAnswer, Error> {
-        let key = key(route, reference);
+    /// Asks the upstream with one HEAD whether this repository has this manifest, once for all who
+    /// wonder; its answer is the proof.
+    pub(super) async fn manifest_head(&self, route: &Route, digest: &Digest) -> Result<ManifestHead, Error> {
+        let key = key(route, digest);
         self.check_negative(&key)?;
-        let head = self.client().head_manifest(&route.upstream, &route.repository, reference).await;
-        let head = head.map_err(Error::from);
-        self.note_negative(&key, &head);
-        let head = head?;
-        match (reference.digest(), head.size, head.media_type) {
-            (Some(digest), Some(size), Some(media_type)) if head.digest.is_none_or(|said| said == digest) => {
-                self.set_visible(route, &digest);
-                let freshness = Freshness::of(Served::Miss);
-                Ok(ManifestAnswer { digest, size, media_type, body: None, freshness })
+        let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
+        let (head, _) = self.0.manifest_heads.run(key, move || async move {
+            let reference = Reference::Digest(digest);
+            let head = puller.client().head_manifest(&route.upstream, &route.repository, &reference).await;
+            let head = head.map_err(Error::from);
+            puller.note_negative(&negative, &head);
+            if head.is_ok() {
+                puller.set_visible(&route, &digest);
             }
-            // An upstream whose HEAD says too little.
-            _ => self.fetch_manifest(route, reference, asked).await,
-        }
+            head
+        });
+        head.await.unwrap_or(Err(Error::Internal))
     }
 
     /// Fetches, checks and keeps a manifest, once for all who want it.
@@ -149,14 +149,13 @@ impl Puller {
         &self,
         route: &Route,
         reference: &Reference,
-        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
         let (puller, route, reference, negative) =
             (self.clone(), route.clone(), reference.clone(), key.clone());
         let (fetched, joined) = self.0.manifest_fetches.run(key, move || async move {
-            if let Some(landed) = puller.landed(&route, &reference, asked).await? {
+            if let Some(landed) = puller.landed(&route, &reference).await? {
                 return Ok(Arc::new(landed));
             }
             let outcome = puller.fetch_manifest_now(&route, &reference).await;
@@ -168,17 +167,12 @@ impl Puller {
         Ok(manifest.answer(Freshness::of(served)))
     }
 
-    /// What another fetch has brought since `asked`: whoever looked before it landed and leaps after
-    /// that must not fetch again.
-    async fn landed(
-        &self,
-        route: &Route,
-        reference: &Reference,
-        asked: Instant,
-    ) -> Result<Option<StoredManifest>, Error> {
+    /// What another fetch has brought since the caller looked: whoever leaps after that fetch has
+    /// landed must not fetch again.
+    async fn landed(&self, route: &Route, reference: &Reference) -> Result<Option<StoredManifest>, Error> {
         let digest = match reference {
             Reference::Digest(digest) => *digest,
-            Reference::Tag(tag) => match self.tag_checked_after(route, tag, asked) {
+            Reference::Tag(tag) => match self.fresh_record(route, tag).await {
                 Some(record) => record.digest,
                 None => return Ok(None),
             },
@@ -195,6 +189,7 @@ impl Puller {
         route: &Route,
         reference: &Reference,
     ) -> Result<Arc<StoredManifest>, Error> {
+        let checked_at = self.0.clock.now();
         let fetched = self.client().manifest(&route.upstream, &route.repository, reference).await?;
         let digest = reference
             .digest()
@@ -219,9 +214,10 @@ impl Puller {
                 digest,
                 size: Some(stored.body.len() as u64),
                 media_type: Some(stored.media_type.to_owned()),
-                checked_at: self.0.clock.now(),
+                checked_at,
             };
-            self.store().metadata().set_tag(route.upstream.name.as_str(), &route.repository, tag, record);
+            let (metadata, now) = (self.store().metadata(), self.0.clock.now());
+            metadata.set_tag(route.upstream.name.as_str(), &route.repository, tag, record, now);
         }
         Ok(stored)
     }
@@ -234,7 +230,6 @@ impl Puller {
         want: Want,
         served: Served,
         ttl: Option<i64>,
-        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let age = self.0.clock.now().since(record.checked_at).unwrap_or(Duration::ZERO);
         let freshness = Freshness { served, age, ttl };
@@ -242,7 +237,7 @@ impl Puller {
             let (digest, media_type) = (record.digest, media_type.clone());
             return Ok(ManifestAnswer { digest, size, media_type, body: None, freshness });
         }
-        let answer = self.manifest_by_digest(route, &record.digest, want, asked).await?;
+        let answer = self.manifest_by_digest(route, &record.digest, want).await?;
         // A body that had to be fetched is a miss, however well the tag was known.
         let freshness = match answer.freshness.served {
             Served::Hit | Served::Revalidated | Served::Stale => freshness,

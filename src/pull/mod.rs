@@ -19,11 +19,12 @@ mod reader;
 mod rights;
 mod tags;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use blobs::{BlobAnswer, BlobHead};
 pub use config::{FillConfig, OnAbandon, TagConfig, TagPattern, TagPolicy, Ttl};
@@ -33,11 +34,11 @@ pub use metrics::Metrics;
 pub use reader::Reader;
 pub use tags::TagListAnswer;
 
-use crate::oci::{Digest, ErrorCode};
-use crate::routing::Route;
+use crate::oci::{Digest, ErrorCode, Manifest};
+use crate::routing::{Route, UpstreamName};
 use crate::runtime::{Clock, Coalesce, Tasks};
 use crate::store::{Store, TagListRecord, TagRecord};
-use crate::upstream::{Client, FetchedReferrers};
+use crate::upstream::{Client, FetchedReferrers, ManifestHead};
 use flight::Flights;
 use manifests::StoredManifest;
 
@@ -92,9 +93,11 @@ struct Inner {
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     flights: Flights,
-    // Waiters for a turn are the flights themselves, so the queue is as bounded as the connections.
-    turns: Semaphore,
+    // One per upstream, so that a slow one does not take the turns of the others. Those who wait
+    // are flights that somebody follows, so the queue is as bounded as the connections.
+    turns: Mutex<HashMap<UpstreamName, Arc<Semaphore>>>,
     manifest_fetches: Coalesce<String, Result<Arc<StoredManifest>, Error>>,
+    manifest_heads: Coalesce<String, Result<ManifestHead, Error>>,
     tag_checks: Coalesce<String, Result<TagRecord, Error>>,
     proofs: Coalesce<String, Result<Option<u64>, Error>>,
     list_fetches: Coalesce<String, Result<Arc<TagListRecord>, Error>>,
@@ -121,8 +124,9 @@ impl Puller {
             clock,
             tasks: tasks.clone(),
             flights: Flights::default(),
-            turns: Semaphore::new(fill_config.max_concurrent),
+            turns: Mutex::default(),
             manifest_fetches: Coalesce::new("manifest", tasks),
+            manifest_heads: Coalesce::new("manifest-head", tasks),
             tag_checks: Coalesce::new("tag", tasks),
             proofs: Coalesce::new("proof", tasks),
             list_fetches: Coalesce::new("tag-list", tasks),
@@ -145,7 +149,12 @@ impl Puller {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<FetchedReferrers, Error> {
-        Ok(self.client().referrers(&route.upstream, &route.repository, digest, artifact_type).await?)
+        let found =
+            self.client().referrers(&route.upstream, &route.repository, digest, artifact_type).await?;
+        match Manifest::parse(&found.body, found.content_type.as_deref())? {
+            Manifest::Index(_) => Ok(found),
+            Manifest::Image(_) => Err(Error::Unknown(ErrorCode::ManifestUnknown)),
+        }
     }
 
     fn store(&self) -> &Store {
@@ -168,6 +177,10 @@ impl Puller {
         &self.0.metrics
     }
 
+    fn is_draining(&self) -> bool {
+        self.0.tasks.is_draining()
+    }
+
     /// Resolves when the process begins to stop. Cancel safe.
     async fn draining(&self) {
         self.0.tasks.draining().await;
@@ -178,10 +191,14 @@ impl Puller {
         self.0.tasks.aborting().await;
     }
 
-    /// A turn for one fill; waits while too many run.
-    async fn fill_turn(&self) -> Option<SemaphorePermit<'_>> {
-        // The semaphore is never closed.
-        self.0.turns.acquire().await.ok()
+    /// A turn for one fill from this upstream; waits while too many run.
+    async fn fill_turn(&self, upstream: &UpstreamName) -> Result<OwnedSemaphorePermit, Error> {
+        let turns = {
+            let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(self.0.fill_config.max_concurrent));
+            Arc::clone(turns.entry(upstream.clone()).or_insert_with(new))
+        };
+        turns.acquire_owned().await.map_err(|_| Error::Internal)
     }
 
     /// Fails with what the upstream said moments ago, if it said that there is no such thing.

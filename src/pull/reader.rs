@@ -6,7 +6,6 @@ use bytes::Bytes;
 
 use super::flight::Follower;
 use super::{Error, Puller};
-use crate::oci::Digest;
 use crate::store::{Blob, Content};
 
 /// Where the bytes of a blob come from.
@@ -33,13 +32,12 @@ pub struct Reader {
     position: u64,
     /// `None`: to the end of the blob, wherever that is.
     end: Option<u64>,
-    digest: Digest,
     puller: Puller,
 }
 
 impl Reader {
-    pub(super) fn new(source: Source, digest: Digest, start: u64, end: Option<u64>, puller: Puller) -> Self {
-        Self { source, position: start, end, digest, puller }
+    pub(super) fn new(source: Source, start: u64, end: Option<u64>, puller: Puller) -> Self {
+        Self { source, position: start, end, puller }
     }
 
     /// Waits until the first byte can be given, so that a failure before it is still an answer of
@@ -65,9 +63,9 @@ impl Reader {
     /// The rest cannot be given: the transfer must be broken, not ended.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let next = self.read().await;
-        if matches!(next, Err(Error::Read(_))) {
+        if let (Err(Error::Read(_)), Source::Sealed(blob)) = (&next, &self.source) {
             // The next pull must not find the same damage.
-            self.puller.store().distrust(&self.digest).await;
+            self.puller.store().distrust(blob).await;
         }
         next
     }

@@ -8,7 +8,7 @@
 use futures_util::StreamExt;
 
 use super::{Error, Puller, key};
-use crate::oci::{Descriptor, Digest, Manifest, Reference};
+use crate::oci::{Descriptor, Digest, Manifest};
 use crate::routing::{Access, Route};
 use crate::store::Scope;
 
@@ -39,50 +39,31 @@ impl Puller {
 
     /// The key under which it is remembered that this repository does not have this blob.
     pub(super) fn blob_key(route: &Route, digest: &Digest) -> String {
-        Kind::Blob.key(route, digest)
+        key(route, format_args!("blob {digest}"))
     }
 
     /// Asks the upstream whether this repository has this blob, once for all who wonder. Returns
     /// its size where the upstream says it.
     pub(super) async fn prove_blob(&self, route: &Route, digest: &Digest) -> Result<Option<u64>, Error> {
-        self.prove(route, *digest, Kind::Blob).await
-    }
-
-    /// As [`Puller::prove_blob`], for a manifest.
-    pub(super) async fn prove_manifest(&self, route: &Route, digest: &Digest) -> Result<(), Error> {
-        self.prove(route, *digest, Kind::Manifest).await.map(|_| ())
-    }
-
-    async fn prove(&self, route: &Route, digest: Digest, kind: Kind) -> Result<Option<u64>, Error> {
-        let key = kind.key(route, &digest);
+        let key = Self::blob_key(route, digest);
         self.check_negative(&key)?;
-        let (puller, route, negative) = (self.clone(), route.clone(), key.clone());
-        let (outcome, _) = self.0.proofs.run(key, || async move {
+        let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
+        let (proof, _) = self.0.proofs.run(key, move || async move {
             if puller.is_visible(&route, &digest).await
                 && let Some(size) = puller.store().size_of(&digest)
             {
                 // Proven since the caller looked.
                 return Ok(Some(size));
             }
-            let outcome = puller.ask(&route, &digest, kind).await;
-            puller.note_negative(&negative, &outcome);
-            if outcome.is_ok() {
+            let head = puller.client().head_blob(&route.upstream, &route.repository, &digest).await;
+            let size = head.map(|head| head.size).map_err(Error::from);
+            puller.note_negative(&negative, &size);
+            if size.is_ok() {
                 puller.set_visible(&route, &digest);
             }
-            outcome
+            size
         });
-        outcome.await.unwrap_or(Err(Error::Internal))
-    }
-
-    async fn ask(&self, route: &Route, digest: &Digest, kind: Kind) -> Result<Option<u64>, Error> {
-        let client = self.client();
-        match kind {
-            Kind::Blob => Ok(client.head_blob(&route.upstream, &route.repository, digest).await?.size),
-            Kind::Manifest => {
-                let reference = Reference::Digest(*digest);
-                Ok(client.head_manifest(&route.upstream, &route.repository, &reference).await?.size)
-            }
-        }
+        proof.await.unwrap_or(Err(Error::Internal))
     }
 
     /// Proves behind the client's back what a manifest names and the store already has, so that a
@@ -102,25 +83,17 @@ impl Puller {
                     if puller.is_visible(route, &child.digest).await {
                         return;
                     }
-                    let kind = if child.is_manifest() { Kind::Manifest } else { Kind::Blob };
-                    if let Err(error) = puller.prove(route, child.digest, kind).await {
+                    let proof = if child.is_manifest() {
+                        puller.manifest_head(route, &child.digest).await.map(|_| ())
+                    } else {
+                        puller.prove_blob(route, &child.digest).await.map(|_| ())
+                    };
+                    if let Err(error) = proof {
                         tracing::debug!(digest = %child.digest, %error, "not proven; the pull will ask");
                     }
                 })
                 .await;
         });
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Blob,
-    Manifest,
-}
-
-impl Kind {
-    fn key(self, route: &Route, digest: &Digest) -> String {
-        key(route, format_args!("{self:?} {digest}"))
     }
 }
 

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::config::{TagPolicy, Ttl};
 use super::manifests::{ManifestAnswer, Want};
 use super::{Error, Freshness, Puller, Served, key};
@@ -65,100 +63,118 @@ impl Puller {
         route: &Route,
         tag: &Tag,
         want: Want,
-        asked: Instant,
     ) -> Result<ManifestAnswer, Error> {
         let upstream = route.upstream.name.as_str();
         let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
-            return self.unknown_tag(route, tag, want, asked).await;
+            return self.unknown_tag(route, tag, want).await;
         };
         let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
         match judge(&policy, self.0.clock.now().since(record.checked_at)) {
             Verdict::Fresh(left) => {
-                let answer = self.manifest_of_record(route, &record, want, Served::Hit, left, asked).await;
+                let answer = self.manifest_of_record(route, &record, want, Served::Hit, left).await;
                 match answer {
                     // The upstream has dropped the manifest: the tag must have moved.
-                    Err(Error::Unknown(_)) => self.unknown_tag(route, tag, want, asked).await,
+                    Err(Error::Unknown(_)) => {
+                        self.store().metadata().remove_tag(upstream, &route.repository, tag);
+                        self.unknown_tag(route, tag, want).await
+                    }
                     answer => answer,
                 }
             }
             Verdict::WhileRevalidating(left) => {
-                drop(self.check_tag(route, tag, asked));
-                self.manifest_of_record(route, &record, want, Served::Stale, Some(left), asked).await
+                drop(self.check_tag(route, tag));
+                self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
             }
             Verdict::OrOnError(left) => {
                 let patience = self.0.tag_config.revalidate_timeout;
-                match tokio::time::timeout(patience, self.check_tag(route, tag, asked)).await {
+                match tokio::time::timeout(patience, self.check_tag(route, tag)).await {
                     Ok(Ok(current)) => {
-                        self.manifest_of_record(route, &current, want, Served::Revalidated, None, asked).await
+                        self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
                     }
                     Ok(Err(error)) if !error.is_unavailability() => Err(error),
                     Ok(Err(_)) | Err(_) => {
-                        self.manifest_of_record(route, &record, want, Served::Stale, Some(left), asked).await
+                        self.manifest_of_record(route, &record, want, Served::Stale, Some(left)).await
                     }
                 }
             }
             Verdict::Expired => {
-                let current = self.check_tag(route, tag, asked).await?;
-                self.manifest_of_record(route, &current, want, Served::Revalidated, None, asked).await
+                let current = self.check_tag(route, tag).await?;
+                self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
             }
         }
     }
 
     /// A tag that nobody has asked for yet: one HEAD for a HEAD, one GET for a GET.
-    async fn unknown_tag(
-        &self,
-        route: &Route,
-        tag: &Tag,
-        want: Want,
-        asked: Instant,
-    ) -> Result<ManifestAnswer, Error> {
+    async fn unknown_tag(&self, route: &Route, tag: &Tag, want: Want) -> Result<ManifestAnswer, Error> {
         if want == Want::Body {
-            return self.fetch_manifest(route, &Reference::Tag(tag.clone()), asked).await;
+            return self.fetch_manifest(route, &Reference::Tag(tag.clone())).await;
         }
-        let record = self.check_tag(route, tag, asked).await?;
-        self.manifest_of_record(route, &record, want, Served::Miss, None, asked).await
+        let record = self.check_tag(route, tag).await?;
+        self.manifest_of_record(route, &record, want, Served::Miss, None).await
     }
 
     /// Asks the upstream with one HEAD what a tag stands for, once for all who wonder. The asking
     /// begins at once and goes on without the caller.
-    fn check_tag(
-        &self,
-        route: &Route,
-        tag: &Tag,
-        asked: Instant,
-    ) -> impl Future<Output = Result<TagRecord, Error>> + use<> {
-        let key = key(route, tag);
-        let negative = self.check_negative(&key);
-        let checked = negative.map(|()| {
-            let (puller, route, tag, negative) = (self.clone(), route.clone(), tag.clone(), key.clone());
-            let (checked, _) = self.0.tag_checks.run(key, move || async move {
-                if let Some(record) = puller.tag_checked_after(&route, &tag, asked) {
-                    return Ok((*record).clone());
-                }
-                let outcome = puller.check_tag_now(&route, &tag).await;
-                puller.note_negative(&negative, &outcome);
-                outcome
-            });
-            checked
-        });
-        async move { checked?.await.unwrap_or(Err(Error::Internal)) }
+    fn check_tag(&self, route: &Route, tag: &Tag) -> impl Future<Output = Result<TagRecord, Error>> + use<> {
+        let (checked, joined) = self.join_check(route, tag);
+        let again = joined && self.always_asks(route, tag);
+        let (puller, route, tag) = (self.clone(), route.clone(), tag.clone());
+        async move {
+            let outcome = checked.await;
+            if !again {
+                return outcome;
+            }
+            // The question that was joined may have left before the push that this one is about.
+            puller.join_check(&route, &tag).0.await
+        }
     }
 
-    /// What the upstream has said of a tag since `asked`.
-    pub(super) fn tag_checked_after(
+    /// The check of a tag that is under way, or a new one; and whether it was under way.
+    fn join_check(
         &self,
         route: &Route,
         tag: &Tag,
-        asked: Instant,
-    ) -> Option<Arc<TagRecord>> {
-        let metadata = self.store().metadata();
-        metadata.tag_noted_after(route.upstream.name.as_str(), &route.repository, tag, asked)
+    ) -> (impl Future<Output = Result<TagRecord, Error>> + use<>, bool) {
+        let key = key(route, tag);
+        let (checked, joined) = match self.check_negative(&key) {
+            Err(error) => (Err(error), false),
+            Ok(()) => {
+                let (puller, route, tag, negative) = (self.clone(), route.clone(), tag.clone(), key.clone());
+                let (checked, joined) = self.0.tag_checks.run(key, move || async move {
+                    if let Some(record) = puller.fresh_record(&route, &tag).await {
+                        // Another check has landed since the caller looked.
+                        return Ok((*record).clone());
+                    }
+                    let outcome = puller.check_tag_now(&route, &tag).await;
+                    puller.note_negative(&negative, &outcome);
+                    outcome
+                });
+                (Ok(checked), joined)
+            }
+        };
+        (async move { checked?.await.unwrap_or(Err(Error::Internal)) }, joined)
+    }
+
+    /// Whether the tag is declared to be asked for every time.
+    fn always_asks(&self, route: &Route, tag: &Tag) -> bool {
+        let policy = self.0.tag_config.policy(route.upstream.name.as_str(), &route.repository, tag);
+        policy.ttl == Ttl::For(Duration::ZERO)
+    }
+
+    /// What is known of a tag, if the upstream need not be asked about it.
+    pub(super) async fn fresh_record(&self, route: &Route, tag: &Tag) -> Option<Arc<TagRecord>> {
+        let upstream = route.upstream.name.as_str();
+        let record = self.store().metadata().tag(upstream, &route.repository, tag).await?;
+        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
+        let verdict = judge(&policy, self.0.clock.now().since(record.checked_at));
+        matches!(verdict, Verdict::Fresh(_)).then_some(record)
     }
 
     async fn check_tag_now(&self, route: &Route, tag: &Tag) -> Result<TagRecord, Error> {
         let metadata = self.store().metadata();
         let upstream = route.upstream.name.as_str();
         let reference = Reference::Tag(tag.clone());
+        let checked_at = self.0.clock.now();
         let head = match self.client().head_manifest(&route.upstream, &route.repository, &reference).await {
             Ok(head) => head,
             Err(error) => {
@@ -171,17 +187,12 @@ impl Puller {
         };
         let Some(digest) = head.digest else {
             // An upstream whose HEAD names no digest: only the body tells.
-            self.fetch_manifest(route, &reference, Instant::now()).await?;
+            self.fetch_manifest(route, &reference).await?;
             let record = metadata.tag(upstream, &route.repository, tag).await.ok_or(Error::Internal)?;
             return Ok((*record).clone());
         };
-        let record = TagRecord {
-            digest,
-            size: head.size,
-            media_type: head.media_type,
-            checked_at: self.0.clock.now(),
-        };
-        metadata.set_tag(upstream, &route.repository, tag, record.clone());
+        let record = TagRecord { digest, size: head.size, media_type: head.media_type, checked_at };
+        metadata.set_tag(upstream, &route.repository, tag, record.clone(), self.0.clock.now());
         self.set_visible(route, &digest);
         Ok(record)
     }

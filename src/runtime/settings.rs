@@ -89,6 +89,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::String => "a string",
+            Self::Integer => "a number",
+            Self::Boolean => "true or false",
+            Self::StringOrInteger => "a string or a number",
+        }
+    }
+
     fn accepts(self, found: Self) -> bool {
         self == found || (self == Self::StringOrInteger && matches!(found, Self::String | Self::Integer))
     }
@@ -151,7 +160,7 @@ impl Settings {
             root,
             environment: environment
                 .into_iter()
-                .filter(|(variable, _)| variable.starts_with(ENV_PREFIX))
+                .filter(|(variable, _)| variable.starts_with(ENV_PREFIX) && !is_service_link(variable))
                 .collect(),
             overrides,
             mistakes: RefCell::new(mistakes),
@@ -402,8 +411,9 @@ impl<'s> Section<'s> {
         let origin = self.settings.origin(item.line);
         match &item.node {
             Node::Scalar(kind, text) if T::KIND.accepts(*kind) => return Some((origin, text.clone())),
-            Node::Scalar(_, text) => {
-                self.settings.note(origin, path, format!("expected {}, found {text}", T::EXPECTED));
+            // Never the value itself: it may be a password without its quotes.
+            Node::Scalar(found, _) => {
+                self.settings.note(origin, path, format!("expected {}, found {}", T::EXPECTED, found.name()));
             }
             Node::Array(_) => {
                 self.settings.note(origin, path, format!("expected {}, found an array", T::EXPECTED));
@@ -440,6 +450,13 @@ impl<'s> Section<'s> {
         self.settings.known.borrow_mut().insert(path.clone());
         path
     }
+}
+
+/// Kubernetes describes a Service called `clawhub-edge` to every pod of its namespace by variables
+/// such as `CLAWHUB_EDGE_SERVICE_HOST` and `CLAWHUB_EDGE_PORT_5050_TCP`.
+fn is_service_link(variable: &str) -> bool {
+    let rest = variable.strip_prefix(ENV_PREFIX).unwrap_or_default();
+    rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_")
 }
 
 fn join(path: &str, name: &str) -> String {
@@ -587,7 +604,8 @@ mod tests {
     #[test]
     fn every_mistake_is_reported_at_once_with_its_line() {
         let text = "[store]\nmemroy = \"1GiB\"\nmax = \"lots\"\n\n[[listen]]\naddress = 5\ntypo = 1\n";
-        let settings = read(text, &[("CLAWHUB_EDGE_NONSENSE", "1")], &[]);
+        let environment = [("CLAWHUB_EDGE_NONSENSE", "1"), ("CLAWHUB_EDGE_SERVICE_HOST", "10.0.0.1")];
+        let settings = read(text, &environment, &[]);
         let store = settings.root().section("store");
         store.read("memory", Bytes::mib(1));
         store.read("max", Bytes::mib(1));

@@ -30,6 +30,11 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// A journal without a file yet.
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, file: None, next: 0 }
+    }
+
     /// Opens the file, if there is one, with the newest checkpoint in it. Blocking.
     ///
     /// # Errors

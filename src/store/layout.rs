@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use crate::oci::{Algorithm, Digest};
+use crate::oci::Digest;
 
 /// The version of the tree below; a directory with another one is refused, never converted blindly.
 const LAYOUT_VERSION: &str = "1";
@@ -105,12 +105,21 @@ impl Layout {
         self.blobs().join(digest.algorithm().as_str()).join(&hex[..2]).join(hex)
     }
 
-    pub(super) fn partial(&self, digest: &Digest) -> PathBuf {
-        self.partials().join(format!("{}-{}.data", digest.algorithm().as_str(), digest.hex()))
+    /// The data of a blob in flight. It belongs to one upstream: what another one has sent of the
+    /// same digest is not verified yet, and must not reach this one's clients.
+    pub(super) fn partial(&self, digest: &Digest, upstream: &str) -> PathBuf {
+        let upstream = crc32fast::hash(upstream.as_bytes());
+        self.partials().join(format!("{}-{}-{upstream:08x}.data", digest.algorithm().as_str(), digest.hex()))
     }
 
-    pub(super) fn journal(&self, digest: &Digest) -> PathBuf {
-        self.partials().join(format!("{}-{}.journal", digest.algorithm().as_str(), digest.hex()))
+    /// The journal beside the data of a blob in flight.
+    pub(super) fn journal(&self, digest: &Digest, upstream: &str) -> PathBuf {
+        self.partial(digest, upstream).with_extension("journal")
+    }
+
+    /// Where a small object is written before it is moved to its place.
+    pub(super) fn temporary(&self, digest: &Digest) -> PathBuf {
+        self.partials().join(format!("{}-{:08x}.tmp", digest.hex(), fastrand::u32(..)))
     }
 
     /// Moves `path` out of the way, keeping it for the operator to look at.
@@ -133,9 +142,6 @@ pub(super) fn digest_of(algorithm: &str, hex: &str) -> Option<Digest> {
     format!("{algorithm}:{hex}").parse().ok()
 }
 
-/// The algorithms that have a directory below `blobs/`.
-pub(super) const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
-
 /// Creates a directory and its parents, readable by nobody else.
 pub(super) fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
@@ -148,13 +154,17 @@ pub(super) fn private_file() -> OpenOptions {
     options
 }
 
-/// Replaces a small file as a whole: a reader sees the old or the new one, never a part.
+/// Replaces a small file as a whole, on the disk too: a reader sees the old or the new one, never a
+/// part, and after a power loss never an older one.
 pub(super) fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     let temporary = PathBuf::from(name);
-    private_file().truncate(true).open(&temporary)?.write_all(bytes)?;
-    fs::rename(&temporary, path)
+    let mut file = private_file().truncate(true).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// Moves a file to its place, creating the directory when it is the first one there.

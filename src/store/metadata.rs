@@ -6,16 +6,16 @@
 //! of metadata: a lost row is asked for upstream again.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use moka::sync::Cache;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, TableHandle};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::layout::{Layout, private_file};
 use super::{Error, Metrics};
@@ -35,6 +35,10 @@ const CACHED_LIST_BYTES: u64 = 16 << 20;
 const QUEUE: usize = 16_384;
 /// Rows in one transaction at most, so that a burst does not hold the file for seconds.
 const COMMIT_ROWS: usize = 4096;
+/// Clients choose the parameters of a tag list, and so its row: when this many are there they make
+/// room for new ones all at once. A row above the size is kept in memory only.
+const TAG_LIST_ROWS: u64 = 1000;
+const TAG_LIST_ROW_BYTES: usize = 512 << 10;
 /// redb's own page cache.
 const PAGE_CACHE: usize = 16 << 20;
 
@@ -47,7 +51,7 @@ pub struct TagRecord {
     pub size: Option<u64>,
     /// Its media type, where the upstream has said it.
     pub media_type: Option<String>,
-    /// When the upstream last confirmed it.
+    /// When the upstream was last asked about it: the answer may be as old as the question.
     pub checked_at: Timestamp,
 }
 
@@ -73,14 +77,6 @@ pub enum Scope<'a> {
 
 type Write = (TableDefinition<'static, &'static str, &'static [u8]>, String, Option<Vec<u8>>);
 
-/// A tag in memory.
-#[derive(Debug, Clone)]
-struct Noted {
-    record: Arc<TagRecord>,
-    /// When this process noted it; `None` for what comes from the file.
-    at: Option<Instant>,
-}
-
 /// The metadata of one cache directory.
 #[derive(Debug, Clone)]
 pub struct Metadata {
@@ -88,7 +84,7 @@ pub struct Metadata {
     writes: mpsc::Sender<Write>,
     // moka: bounded, concurrent, and what falls out is still in the file.
     // `None` is a tag that was removed and whose row may not be gone from the file yet.
-    tags: Cache<String, Option<Noted>>,
+    tags: Cache<String, Option<Arc<TagRecord>>>,
     visible: Cache<String, Timestamp>,
     lists: Cache<String, Arc<TagListRecord>>,
     metrics: Arc<Metrics>,
@@ -100,6 +96,10 @@ impl Metadata {
         let path = layout.metadata();
         let database = match open_database(&path) {
             Ok(database) => database,
+            // A disk that refuses is no reason to throw away what is on it.
+            Err(redb::Error::Io(source)) if !is_damage(source.kind()) => {
+                return Err(Error::file(&path, source));
+            }
             Err(error) if path.exists() => {
                 layout.put_in_quarantine(&path, &format!("metadata unreadable: {error}"));
                 open_database(&path).map_err(|error| Error::metadata(&path, error))?
@@ -129,32 +129,31 @@ impl Metadata {
     /// What is known of a tag.
     pub async fn tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
         let key = key(&[upstream, repository.as_str(), tag.as_str()]);
-        if let Some(noted) = self.tags.get(&key) {
-            return noted.map(|noted| noted.record);
+        if let Some(record) = self.tags.get(&key) {
+            return record;
         }
         let record = Arc::new(self.read::<TagRecord>(TAGS, key.clone()).await?);
         // What was noted while the file was read is newer than what it says.
-        let noted = self.tags.entry(key).or_insert_with(|| Some(Noted { record, at: None }));
-        noted.into_value().map(|noted| noted.record)
+        self.tags.entry(key).or_insert_with(|| Some(record)).into_value()
     }
 
-    /// What this process has noted of a tag after `since`.
-    pub fn tag_noted_after(
+    /// Notes what a tag stands for, unless something newer is known: a slow answer must not take a
+    /// tag back. What claims to come from after `now` is from before the clock was set back.
+    pub fn set_tag(
         &self,
         upstream: &str,
         repository: &Repository,
         tag: &Tag,
-        since: Instant,
-    ) -> Option<Arc<TagRecord>> {
-        let noted = self.tags.get(&key(&[upstream, repository.as_str(), tag.as_str()]))??;
-        (noted.at? > since).then_some(noted.record)
-    }
-
-    /// Notes what a tag stands for.
-    pub fn set_tag(&self, upstream: &str, repository: &Repository, tag: &Tag, record: TagRecord) {
+        record: TagRecord,
+        now: Timestamp,
+    ) {
         let key = key(&[upstream, repository.as_str(), tag.as_str()]);
+        let known = self.tags.get(&key).flatten();
+        if known.is_some_and(|known| record.checked_at < known.checked_at && known.checked_at <= now) {
+            return;
+        }
         self.write(TAGS, &key, Some(&record));
-        self.tags.insert(key, Some(Noted { record: Arc::new(record), at: Some(Instant::now()) }));
+        self.tags.insert(key, Some(Arc::new(record)));
     }
 
     /// Forgets a tag that is gone upstream.
@@ -254,6 +253,9 @@ impl Metadata {
     ) {
         // Serialising these records cannot fail; should it ever, the row is only forgotten.
         let row = row.and_then(|row| serde_json::to_vec(row).ok());
+        if row.as_ref().is_some_and(|row| row.len() > TAG_LIST_ROW_BYTES) {
+            return;
+        }
         if self.writes.try_send((table, key.to_owned(), row)).is_err() {
             self.metrics.metadata_dropped.inc();
         }
@@ -271,6 +273,10 @@ fn visibility_key(upstream: &str, scope: Scope<'_>, digest: &Digest) -> String {
         Scope::Upstream => "*",
     };
     key(&[upstream, scope, &digest.to_string()])
+}
+
+fn is_damage(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 fn open_database(path: &Path) -> Result<Database, redb::Error> {
@@ -330,7 +336,11 @@ async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Writ
 fn commit(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     for (table, key, row) in writes {
+        let bounded = table.name() == TAG_LISTS.name();
         let mut table = transaction.open_table(*table)?;
+        if bounded && table.len()? >= TAG_LIST_ROWS {
+            table.retain(|_, _| false)?;
+        }
         match row {
             Some(row) => table.insert(key.as_str(), row.as_slice())?,
             None => table.remove(key.as_str())?,

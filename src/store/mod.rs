@@ -34,7 +34,7 @@ mod sealed;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub use ranges::RangeSet;
 pub use sealed::Blob;
 
 use crate::oci::{Digest, Verified};
-use crate::runtime::{Clock, Tasks};
+use crate::runtime::{Clock, Coalesce, Tasks};
 use crate::telemetry;
 use durable::DurabilityQueue;
 use layout::{Layout, Ownership};
@@ -213,6 +213,7 @@ struct Inner {
     index: RwLock<HashMap<Digest, u64>>,
     suspects: Mutex<HashSet<Digest>>,
     open: Cache<Digest, Arc<Blob>>,
+    opens: Coalesce<Digest, Option<Arc<Blob>>>,
     metrics: Arc<Metrics>,
     _ownership: Ownership,
 }
@@ -241,6 +242,7 @@ impl Store {
             blocks: BufferPool::new(BLOCK),
             metadata,
             durability: DurabilityQueue::start(&background),
+            opens: Coalesce::new("open", &background),
             background,
             index: RwLock::new(recovered.blobs),
             suspects: Mutex::new(recovered.suspects),
@@ -249,7 +251,7 @@ impl Store {
             _ownership: ownership,
             layout,
         }));
-        store.verify_suspects();
+        store.verify_suspects(recovered.unsynced);
         Ok(store)
     }
 
@@ -285,7 +287,7 @@ impl Store {
             }
             Err(error) => {
                 tracing::warn!(%digest, %error, "a cached object cannot be read; it is fetched again");
-                self.distrust(digest).await;
+                self.distrust(&blob).await;
                 None
             }
         }
@@ -311,43 +313,31 @@ impl Store {
         if self.contains(&digest) {
             return Ok(());
         }
-        // What an interrupted fill left is worth less than these bytes.
-        let mut partial = self.partial_anew(digest).await?;
-        partial.write_all(verified.into_bytes()).await?;
-        match partial.seal().await {
-            Ok(_) => Ok(()),
-            Err(SealError::Store(error)) => Err(error),
-            Err(SealError::Mismatch(mismatch)) => {
-                // The bytes are proven; a different hash now means failing memory.
-                tracing::error!(%mismatch, "verified bytes changed before they were stored");
-                Ok(())
-            }
-        }
+        // A file of its own: a fill of the same digest may be under way, and its file is its alone.
+        let (store, size) = (self.clone(), verified.bytes().len() as u64);
+        let written = tokio::task::spawn_blocking(move || {
+            let (temporary, path) = (store.0.layout.temporary(&digest), store.0.layout.blob(&digest));
+            let mut file = layout::private_file().create_new(true).read(true).open(&temporary)?;
+            file.write_all(verified.bytes())?;
+            layout::rename_into(&temporary, &path)?;
+            Ok(file)
+        });
+        let file = written.await.map_err(io::Error::other).flatten();
+        let file = file.map_err(|source| Error::file(&self.0.layout.blob(&digest), source))?;
+        self.index(digest, size, Arc::new(file));
+        Ok(())
     }
 
-    /// The writing end of a blob that is not here yet, resumed where an earlier one stopped. The
-    /// caller sees to it that there is one per digest.
+    /// The writing end of a blob that is not here yet, resumed where an earlier fill from this
+    /// upstream stopped. The caller sees to it that there is one at a time.
     ///
     /// # Errors
     /// The disk's error.
-    pub async fn partial(&self, digest: Digest) -> Result<Partial, Error> {
-        let store = self.clone();
-        tokio::task::spawn_blocking(move || Partial::open(store, digest)).await.unwrap_or_else(|error| {
-            Err(Error::file(&self.0.layout.partial(&digest), io::Error::other(error)))
-        })
-    }
-
-    /// As [`Store::partial`], but without what an earlier fill has left.
-    ///
-    /// # Errors
-    /// The disk's error.
-    pub async fn partial_anew(&self, digest: Digest) -> Result<Partial, Error> {
-        let partial = self.partial(digest).await?;
-        if partial.position() == 0 {
-            return Ok(partial);
-        }
-        partial.discard().await;
-        self.partial(digest).await
+    pub async fn partial(&self, digest: Digest, upstream: &str) -> Result<Partial, Error> {
+        let (store, upstream) = (self.clone(), upstream.to_owned());
+        tokio::task::spawn_blocking(move || Partial::open(store, digest, &upstream))
+            .await
+            .unwrap_or_else(|error| Err(Error::file(&self.0.layout.partials(), io::Error::other(error))))
     }
 
     /// Ends orderly, once nobody uses the store any more: writes what is still queued, and notes
@@ -366,23 +356,35 @@ impl Store {
     }
 
     /// Takes a complete and verified partial file as a sealed blob.
-    async fn adopt(self, digest: Digest, size: u64, file: Arc<File>) -> Result<Arc<Blob>, Error> {
+    async fn adopt(
+        &self,
+        digest: Digest,
+        size: u64,
+        file: Arc<File>,
+        [data, journal]: [PathBuf; 2],
+    ) -> Result<Arc<Blob>, Error> {
         let path = self.0.layout.blob(&digest);
-        let blob = Arc::new(Blob::new(digest, size, self.0.clock.now(), file, self.0.pool.clone()));
-        let (from, journal, to) =
-            (self.0.layout.partial(&digest), self.0.layout.journal(&digest), path.clone());
+        let to = path.clone();
         let renamed = tokio::task::spawn_blocking(move || {
-            layout::rename_into(&from, &to)?;
+            layout::rename_into(&data, &to)?;
             partial::remove_files(&[journal])
         });
         renamed.await.map_err(io::Error::other).flatten().map_err(|source| Error::file(&path, source))?;
-        self.0.index.write().unwrap_or_else(PoisonError::into_inner).insert(digest, size);
-        self.0.metadata.set_blob(&digest, size);
-        self.0.metrics.blobs.inc();
-        self.0.metrics.bytes.add(gauge_value(size));
+        Ok(self.index(digest, size, file))
+    }
+
+    /// Makes a file that has reached its place known, and has it synced.
+    fn index(&self, digest: Digest, size: u64, file: Arc<File>) -> Arc<Blob> {
+        let blob = Arc::new(Blob::new(digest, size, self.0.clock.now(), file, self.0.pool.clone()));
+        let before = self.0.index.write().unwrap_or_else(PoisonError::into_inner).insert(digest, size);
+        if before.is_none() {
+            self.0.metadata.set_blob(&digest, size);
+            self.0.metrics.blobs.inc();
+            self.0.metrics.bytes.add(gauge_value(size));
+        }
         self.0.open.insert(digest, Arc::clone(&blob));
-        self.0.durability.push(Arc::clone(&blob), path);
-        Ok(blob)
+        self.0.durability.push(Arc::clone(&blob), self.0.layout.blob(&digest));
+        blob
     }
 
     /// The sealed file of this digest, if there is one.
@@ -392,7 +394,11 @@ impl Store {
             return Some(blob);
         }
         let (store, digest) = (self.clone(), *digest);
-        tokio::task::spawn_blocking(move || store.open_blob(digest, size)).await.ok()?
+        // Once for all who ask: a suspect is hashed here, which takes seconds for a large blob.
+        let (opened, _) = self.0.opens.run(digest, move || async move {
+            tokio::task::spawn_blocking(move || store.open_blob(digest, size)).await.ok().flatten()
+        });
+        opened.await.flatten()
     }
 
     /// Opens a sealed blob, hashing it first where a power loss may have taken bytes. Blocking.
@@ -401,8 +407,11 @@ impl Store {
         let blob = match Blob::open(&path, digest, self.0.pool.clone()) {
             Ok(blob) => blob,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a cached blob is gone; it is fetched again");
-                self.forget(&digest);
+                tracing::warn!(path = %path.display(), %error, "a cached blob cannot be opened; it is fetched again");
+                // Any other error may pass, as that of too many open files does.
+                if error.kind() == io::ErrorKind::NotFound {
+                    self.forget(&digest);
+                }
                 return None;
             }
         };
@@ -422,15 +431,17 @@ impl Store {
         Some(blob)
     }
 
-    /// Takes a blob out of service whose file could not be read, so that it is fetched again.
-    pub async fn distrust(&self, digest: &Digest) {
-        if !self.contains(digest) {
-            return;
-        }
-        let (store, digest) = (self.clone(), *digest);
-        let set_aside = tokio::task::spawn_blocking(move || store.set_aside(&digest, "unreadable"));
+    /// Takes a blob out of service whose file could not be read, so that it is fetched again. A
+    /// file that has taken its place since is left alone.
+    pub async fn distrust(&self, blob: &Arc<Blob>) {
+        let (store, blob) = (self.clone(), Arc::clone(blob));
+        let set_aside = tokio::task::spawn_blocking(move || {
+            if blob.is_at(&store.0.layout.blob(blob.digest())) {
+                store.set_aside(blob.digest(), "unreadable");
+            }
+        });
         if let Err(error) = set_aside.await {
-            tracing::warn!(%digest, %error, "an unreadable blob could not be set aside");
+            tracing::warn!(%error, "an unreadable blob could not be set aside");
         }
     }
 
@@ -453,17 +464,23 @@ impl Store {
         self.0.memory.remove(digest);
     }
 
-    /// Hashes in the background what may have lost bytes, so that this happens once.
-    fn verify_suspects(&self) {
+    /// In the background, has synced what no sync has reached, and hashes what may have lost bytes,
+    /// so that this happens once.
+    fn verify_suspects(&self, unsynced: Vec<Digest>) {
         let suspects: Vec<_> = {
             let suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner);
             suspects.iter().copied().collect()
         };
-        if suspects.is_empty() {
-            return;
-        }
         let store = self.clone();
         self.0.background.spawn("verify", async move {
+            for digest in unsynced {
+                if let Some(blob) = store.blob(&digest).await {
+                    store.0.durability.push(blob, store.0.layout.blob(&digest));
+                }
+            }
+            if suspects.is_empty() {
+                return;
+            }
             for digest in suspects {
                 if store.0.background.is_draining() {
                     return;
@@ -473,7 +490,7 @@ impl Store {
             if let Err(error) = recover::note_boot(&store.0.layout, &store.0.boot_id) {
                 tracing::warn!(%error, "the next start verifies again");
             }
-            tracing::info!("every blob without a durable mark was verified");
+            tracing::info!("every blob of doubt was verified");
         });
     }
 

@@ -62,6 +62,8 @@ impl PartialFile {
 pub struct Partial {
     store: Store,
     digest: Digest,
+    /// Data and journal.
+    paths: [PathBuf; 2],
     size: Option<u64>,
     file: Arc<File>,
     hasher: Hasher,
@@ -89,24 +91,27 @@ pub enum SealError {
 }
 
 impl Partial {
-    /// Opens the partial of `digest`, where the last process left it if it can be resumed. Blocking.
-    pub(super) fn open(store: Store, digest: Digest) -> Result<Self, Error> {
-        let path = store.layout().partial(&digest);
+    /// Opens the partial of `digest` from this upstream, where the last fill left it if it can be
+    /// resumed. Blocking.
+    pub(super) fn open(store: Store, digest: Digest, upstream: &str) -> Result<Self, Error> {
+        let path = store.layout().partial(&digest, upstream);
+        let journal = store.layout().journal(&digest, upstream);
+        let paths = [path.clone(), journal.clone()];
         let disk = |source| Error::file(&path, source);
         let file = private_file().read(true).truncate(false).open(&path).map_err(disk)?;
-        let (journal, checkpoint) = Journal::open(store.layout().journal(&digest)).map_err(disk)?;
+        let (journal, checkpoint) = Journal::open(journal).map_err(disk)?;
         let resumed = checkpoint.and_then(|checkpoint| resume(&file, checkpoint, &digest, store.boot_id()));
         let (hasher, position, size) = match resumed {
             Some((hasher, checkpoint)) => (hasher, checkpoint.hashed, checkpoint.size),
-            None => {
-                file.set_len(0).map_err(disk)?;
-                (Hasher::new(digest.algorithm()), 0, None)
-            }
+            None => (Hasher::new(digest.algorithm()), 0, None),
         };
+        // What lies behind the last checkpoint is not hashed, and may be more than is to come.
+        file.set_len(position).map_err(disk)?;
         Ok(Self {
             gathering: store.blocks().take(),
             store,
             digest,
+            paths,
             size,
             file: Arc::new(file),
             hasher,
@@ -137,6 +142,25 @@ impl Partial {
     /// The offset of the next byte to push; at the start, where a resumed fill goes on.
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Forgets everything that has arrived. Nothing may have been pushed yet.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        debug_assert!(self.gathered() == 0 && !self.is_writing(), "restarted with bytes under way");
+        let (file, journal) = (Arc::clone(&self.file), self.paths[1].clone());
+        let emptied = blocking(move || {
+            remove_files(&[journal])?;
+            file.set_len(0)
+        });
+        emptied.await.map_err(|source| self.error(source))?;
+        self.journal = Some(Journal::new(self.paths[1].clone()));
+        self.hasher = Hasher::new(self.digest.algorithm());
+        (self.position, self.bytes_at_checkpoint, self.size) = (0, 0, None);
+        self.arrived = RangeSet::new();
+        Ok(())
     }
 
     /// What has arrived in the file.
@@ -231,7 +255,7 @@ impl Partial {
             self.discard().await;
             return Err(Mismatch { expected, actual }.into());
         }
-        Ok(self.store.clone().adopt(self.digest, self.position, self.file).await?)
+        Ok(self.store.adopt(self.digest, self.position, self.file, self.paths).await?)
     }
 
     /// Writes what was gathered and leaves the files for a later fill to resume.
@@ -264,8 +288,8 @@ impl Partial {
             // The outcome of a write to a file that goes away does not matter; its end does.
             let _ = write.await;
         }
-        let paths = [self.store.layout().journal(&self.digest), self.store.layout().partial(&self.digest)];
-        if let Err(error) = blocking(move || remove_files(&paths)).await {
+        let [data, journal] = self.paths;
+        if let Err(error) = blocking(move || remove_files(&[journal, data])).await {
             tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed");
         }
     }
@@ -285,7 +309,7 @@ impl Partial {
     }
 
     fn error(&self, source: io::Error) -> Error {
-        Error::file(&self.store.layout().partial(&self.digest), source)
+        Error::file(&self.paths[0], source)
     }
 }
 
@@ -319,7 +343,7 @@ fn resume(
         let state = BASE64.decode(&checkpoint.state).ok()?;
         Hasher::resume(digest.algorithm(), &state).ok()?
     } else {
-        // Another boot: only what is in the file now counts.
+        // Another boot: a power loss may have left holes, which hash as zeros and fail at the seal.
         let mut hasher = Hasher::new(digest.algorithm());
         hash_file(file, &mut hasher, 0, checkpoint.hashed).ok()?;
         hasher

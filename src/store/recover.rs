@@ -11,10 +11,10 @@ use std::path::Path;
 
 use super::Error;
 use super::journal::Journal;
-use super::layout::{ALGORITHMS, Layout, digest_of, write_file};
+use super::layout::{Layout, digest_of, write_file};
 use super::partial::remove_files;
 use super::sealed::is_durable;
-use crate::oci::Digest;
+use crate::oci::{Algorithm, Digest};
 
 /// Written to the boot file when every sealed blob carries its durable mark.
 const CLEAN: &str = "clean";
@@ -27,6 +27,8 @@ pub(super) struct Recovered {
     /// Sealed blobs that may have lost bytes in a power failure, or of which nothing is known: to be
     /// hashed before first use.
     pub(super) suspects: HashSet<Digest>,
+    /// Sealed blobs that this boot has not lost, and that no sync has reached yet.
+    pub(super) unsynced: Vec<Digest>,
     /// How many blobs in flight can be resumed.
     pub(super) resumable: usize,
 }
@@ -73,7 +75,8 @@ pub(super) fn leave_clean(layout: &Layout) {
 fn read_blobs(layout: &Layout, trusted: bool, sizes: &HashMap<Digest, u64>, recovered: &mut Recovered) {
     for entry in entries(&layout.blobs()) {
         let name = entry.file_name();
-        let Some(algorithm) = ALGORITHMS.iter().find(|algorithm| name.to_str() == Some(algorithm.as_str()))
+        let Some(algorithm) =
+            Algorithm::ALL.iter().find(|algorithm| name.to_str() == Some(algorithm.as_str()))
         else {
             layout.put_in_quarantine(&entry.path(), "not a digest algorithm");
             continue;
@@ -106,8 +109,11 @@ fn read_blob(
                 return;
             }
             recovered.blobs.insert(digest, size);
-            if sealed.is_none() || (!trusted && !is_durable(metadata.permissions().mode())) {
+            let durable = is_durable(metadata.permissions().mode());
+            if sealed.is_none() || (!trusted && !durable) {
                 recovered.suspects.insert(digest);
+            } else if !durable {
+                recovered.unsynced.push(digest);
             }
         }
         (_, Err(error)) => tracing::warn!(path = %file.path().display(), %error, "unreadable, left out"),
@@ -118,23 +124,24 @@ fn read_blob(
 fn read_partials(layout: &Layout, recovered: &mut Recovered) {
     for entry in entries(&layout.partials()) {
         let path = entry.path();
+        // <algorithm>-<hex>-<upstream>
         let digest = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| {
-            let (algorithm, hex) = stem.split_once('-')?;
-            digest_of(algorithm, hex)
+            let (algorithm, rest) = stem.split_once('-')?;
+            digest_of(algorithm, rest.split_once('-')?.0)
         });
         match (digest, path.extension().and_then(|extension| extension.to_str())) {
-            (Some(digest), Some("data")) => read_partial(layout, &digest, recovered),
+            (Some(digest), Some("data")) => read_partial(layout, &digest, &path, recovered),
             // A journal whose data is gone speaks of nothing; one with data is read with it.
-            (Some(digest), Some("journal")) if !layout.partial(&digest).exists() => remove(&[path]),
+            (Some(_), Some("journal")) if !path.with_extension("data").exists() => remove(&[path]),
             (Some(_), Some("journal")) => {}
-            (None, Some("tmp")) => remove(&[path]),
+            (_, Some("tmp")) => remove(&[path]),
             _ => layout.put_in_quarantine(&path, "not part of a blob in flight"),
         }
     }
 }
 
-fn read_partial(layout: &Layout, digest: &Digest, recovered: &mut Recovered) {
-    let files = [layout.journal(digest), layout.partial(digest)];
+fn read_partial(layout: &Layout, digest: &Digest, data: &Path, recovered: &mut Recovered) {
+    let files = [data.with_extension("journal"), data.to_owned()];
     if recovered.blobs.contains_key(digest) {
         remove(&files);
         return;
@@ -142,7 +149,7 @@ fn read_partial(layout: &Layout, digest: &Digest, recovered: &mut Recovered) {
     match Journal::read(&files[0]) {
         Ok(checkpoint) if checkpoint.digest == *digest => recovered.resumable += 1,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Died within its first second: there is nothing to resume.
+            // Ended before its first checkpoint: there is nothing to resume.
             remove(&files);
         }
         Ok(_) | Err(_) => {

@@ -71,6 +71,15 @@ impl Blob {
         read_chunk(&self.file, &self.pool, offset, len).await
     }
 
+    /// Whether this is the file at `path`. Blocking.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        match (self.file.metadata(), std::fs::metadata(path)) {
+            (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+            _ => false,
+        }
+    }
+
     /// Hashes the file and compares. Blocking.
     pub(super) fn verify(&self) -> io::Result<bool> {
         let mut hasher = Hasher::new(self.digest.algorithm());

@@ -5,6 +5,8 @@ use super::*;
 use crate::oci::{Algorithm, Repository, Tag};
 use crate::runtime::{ManualClock, Timestamp};
 
+const UPSTREAM: &str = "origin.test";
+
 struct Fixture {
     directory: tempfile::TempDir,
     store: Store,
@@ -55,7 +57,7 @@ fn sample(len: usize) -> (Bytes, Digest) {
 }
 
 async fn fill(store: &Store, digest: Digest, bytes: &Bytes) -> Partial {
-    let mut partial = store.partial(digest).await.unwrap();
+    let mut partial = store.partial(digest, UPSTREAM).await.unwrap();
     let start = usize::try_from(partial.position()).unwrap();
     for frame in bytes.slice(start..).chunks(1000) {
         partial.write_all(Bytes::copy_from_slice(frame)).await.unwrap();
@@ -96,12 +98,12 @@ async fn wrong_bytes_are_never_sealed_and_leave_nothing_behind() {
 async fn a_parked_fill_goes_on_where_it_stopped_also_in_the_next_process() {
     let fixture = fixture();
     let (bytes, digest) = sample(10_000);
-    let mut partial = fixture.store.partial(digest).await.unwrap();
+    let mut partial = fixture.store.partial(digest, UPSTREAM).await.unwrap();
     partial.expect_size(10_000);
     partial.write_all(bytes.slice(..6000)).await.unwrap();
     partial.park().await;
     let fixture = fixture.reopen().await;
-    let partial = fixture.store.partial(digest).await.unwrap();
+    let partial = fixture.store.partial(digest, UPSTREAM).await.unwrap();
     assert_eq!((partial.position(), partial.size()), (6000, Some(10_000)));
     drop(partial);
     fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
@@ -112,10 +114,10 @@ async fn a_parked_fill_goes_on_where_it_stopped_also_in_the_next_process() {
 async fn a_fill_of_an_earlier_boot_hashes_what_the_file_holds() {
     let fixture = fixture();
     let (bytes, digest) = sample(10_000);
-    let mut partial = fixture.store.partial(digest).await.unwrap();
+    let mut partial = fixture.store.partial(digest, UPSTREAM).await.unwrap();
     partial.write_all(bytes.slice(..6000)).await.unwrap();
     partial.park().await;
-    let journal = fixture.store.layout().journal(&digest);
+    let journal = fixture.store.layout().journal(&digest, UPSTREAM);
     let (mut journal, checkpoint) = super::journal::Journal::open(journal).unwrap();
     let mut checkpoint = checkpoint.unwrap();
     checkpoint.boot_id = "another boot".to_owned();
@@ -153,8 +155,8 @@ async fn odd_files_go_to_quarantine_and_never_stop_a_start() {
     fs::write(layout.blob(&digest).with_file_name("README"), "x").unwrap();
     fs::write(layout.partials().join("sha256-zz.data"), "x").unwrap();
     let (_, torn) = sample(7);
-    fs::write(layout.partial(&torn), "x").unwrap();
-    fs::write(layout.journal(&torn), "torn").unwrap();
+    fs::write(layout.partial(&torn, UPSTREAM), "x").unwrap();
+    fs::write(layout.journal(&torn, UPSTREAM), "torn").unwrap();
     let fixture = fixture.reopen().await;
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
     assert_eq!(fs::read_dir(layout.quarantine()).unwrap().count(), 5);
@@ -182,7 +184,9 @@ async fn tags_and_visibility_survive_a_restart_and_stay_apart() {
     let tag: Tag = "v1".parse().unwrap();
     let record = TagRecord { digest, size: Some(1), media_type: None, checked_at: Timestamp::from_millis(5) };
     let metadata = fixture.store.metadata();
-    metadata.set_tag("docker.io", &team, &tag, record.clone());
+    metadata.set_tag("docker.io", &team, &tag, record.clone(), Timestamp::from_millis(9));
+    let older = TagRecord { checked_at: Timestamp::from_millis(4), ..record.clone() };
+    metadata.set_tag("docker.io", &team, &tag, older, Timestamp::from_millis(9));
     metadata.set_visible("docker.io", Scope::Repository(&team), &digest, Timestamp::from_millis(5));
     let fixture = fixture.reopen().await;
     let metadata = fixture.store.metadata();
@@ -213,4 +217,39 @@ async fn small_objects_are_served_from_memory_and_kept_on_disk() {
     let fixture = fixture.reopen().await;
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
     assert!(matches!(fixture.store.get(&digest).await, Some(Content::Memory(_))));
+}
+
+#[tokio::test]
+async fn a_small_object_never_touches_the_file_of_a_fill_under_way() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(500);
+    let mut hostile = fixture.store.partial(digest, UPSTREAM).await.unwrap();
+    fixture.store.put(digest.verify(bytes.clone()).unwrap()).await.unwrap();
+    hostile.write_all(Bytes::from(vec![0; 500])).await.unwrap();
+    assert!(hostile.seal().await.is_err());
+    let fixture = fixture.reopen().await;
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn what_one_upstream_has_sent_is_not_resumed_from_another() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(10_000);
+    let mut hostile = fixture.store.partial(digest, "hostile.test").await.unwrap();
+    hostile.write_all(Bytes::from(vec![0; 6000])).await.unwrap();
+    hostile.park().await;
+    fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_bad_file_does_not_take_its_successor_with_it() {
+    let fixture = fixture();
+    let (bytes, digest) = sample(5000);
+    let bad = fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    fixture.store.distrust(&bad).await;
+    assert!(content(&fixture.store, &digest).await.is_none());
+    fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    fixture.store.distrust(&bad).await;
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
 }

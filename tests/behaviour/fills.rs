@@ -242,6 +242,10 @@ async fn a_failed_fill_breaks_everybody_who_follows_it() {
         assert!(!client.next().await.is_empty());
         clients.push(client);
     }
+    until("the edge has what was sent", async || {
+        edge.metric("clawhub_edge_fill_bytes_total").await >= 2 * MIB
+    })
+    .await;
     origin.vanish().await;
     gate.open();
     for mut client in clients {

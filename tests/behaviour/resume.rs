@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::support::edge::{Edge, UPSTREAM, until};
 use crate::support::http;
 use crate::support::origin::{Fault, Gate, Origin};
-use crate::{MIB, blob, is_success, len, pull_blob, reached};
+use crate::{MIB, attempt, blob, is_success, len, pull_blob, reached};
 
 const SIZE: u64 = 16 * MIB;
 const HALF: u64 = SIZE / 2;
@@ -143,8 +143,8 @@ async fn a_blob_that_is_another_one_after_the_break_is_no_success() {
         let digest = origin.add_synthetic_blob("app", SIZE, seed);
         origin.fault(Fault::on("GET", &digest).times(1).reset_at(HALF));
         origin.fault(bend(Fault::on("GET", &digest)));
-        let got = http::get(edge.addr(), &blob("app", &digest), &[]).await;
-        assert!(!is_success(&got), "{} bytes as a success", got.body.len());
+        let got = attempt(edge.addr(), &blob("app", &digest), &[]).await;
+        assert!(got.is_none_or(|got| !is_success(&got)), "a success");
         assert!(!edge.has_blob(&digest));
         origin.clear_faults();
         pull_blob(edge.addr(), "app", &digest).await;
@@ -207,4 +207,39 @@ async fn a_fill_that_nobody_waits_for_does_not_hold_up_the_stop() {
     edge.restart().await;
     pull_blob(edge.addr(), "app", &digest).await;
     assert_eq!(origin.bytes_sent(&digest), SIZE, "an orderly stop loses nothing");
+}
+
+#[tokio::test]
+async fn what_came_beyond_the_end_of_a_blob_does_not_keep_it_from_ever_being_whole() {
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob("app", SIZE, 48);
+    // Too long, and broken beyond the true end; after that the origin is mended.
+    origin.fault(Fault::on("GET", &digest).times(1).extend_by(MIB).reset_at(SIZE + MIB / 2));
+    let edge = Edge::start(&origin).await;
+    let broken = attempt(edge.addr(), &blob("app", &digest), &[]).await;
+    assert!(!broken.is_some_and(|answer| is_success(&answer)));
+    pull_blob(edge.addr(), "app", &digest).await;
+}
+
+#[tokio::test]
+async fn what_one_upstream_sends_never_reaches_the_clients_of_another() {
+    let (hostile, origin) = (Origin::start().await, Origin::start().await);
+    let digest = origin.add_synthetic_blob("app", SIZE, 49);
+    assert_eq!(hostile.add_synthetic_blob("app", SIZE, 49), digest);
+    let gate = Gate::new();
+    hostile.fault(Fault::on("GET", &digest).corrupt_at(10).gate_at(HALF, &gate));
+    let edge = Edge::builder()
+        .upstream(UPSTREAM, &origin.url(), "")
+        .upstream("hostile.test", &hostile.url(), "")
+        .start()
+        .await;
+    let (addr, path) = (edge.addr(), format!("/v2/hostile.test/app/blobs/{digest}"));
+    let victim_of_its_own = tokio::spawn(async move { attempt(addr, &path, &[]).await });
+    reached(&gate).await;
+    pull_blob(edge.addr(), "app", &digest).await;
+    gate.open();
+    let answer = victim_of_its_own.await.unwrap();
+    assert!(!answer.is_some_and(|answer| is_success(&answer)), "its bytes are wrong");
+    pull_blob(edge.addr(), "app", &digest).await;
+    assert_eq!(origin.count("GET", &digest), 1);
 }

@@ -163,8 +163,6 @@ fn outages() -> Vec<(&'static str, Fault)> {
         ("502", on().respond(502, &page, "<html>bad gateway</html>")),
         ("503", on().respond(503, &[("Retry-After", "60")], "")),
         ("reset", on().reset_unanswered()),
-        ("401", on().respond(401, &[], "")),
-        ("403", on().respond(403, &[], "")),
         ("a captive portal", on().respond(200, &page, "<html>log in</html>")),
         ("429", on().rate_limit(60)),
     ]
@@ -187,6 +185,23 @@ async fn a_stale_tag_is_answered_when_the_upstream_cannot_answer_for_it() {
     }
     origin.vanish().await;
     assert_stale(&latest(&edge).await, &one);
+}
+
+#[tokio::test]
+async fn a_stale_tag_outlives_a_credential_but_not_the_permission_of_everybody() {
+    for status in [401, 403] {
+        let (origin, one, _) = origin().await;
+        let keys = "username = \"u\"\npassword = \"p\"";
+        let known =
+            Edge::builder().upstream(UPSTREAM, &origin.url(), keys).toml("[tags]\nttl = \"0\"").start().await;
+        let anonymous = Edge::with(&origin, "[tags]\nttl = \"0\"").await;
+        for edge in [&known, &anonymous] {
+            assert_body(&latest(edge).await, 200, &one.manifest);
+        }
+        origin.fault(Fault::on("*", "latest").respond(status, &[], ""));
+        assert_stale(&latest(&known).await, &one);
+        assert_error(&latest(&anonymous).await, 403, "DENIED");
+    }
 }
 
 #[tokio::test]
