@@ -8,6 +8,14 @@
 //!
 //! Options: `--runs N` (default 5), `--size MB` (default 600), `--json`.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a report on standard output, of figures far below the limits of an f64"
+)]
+
 mod bare;
 mod client;
 mod origin;
@@ -47,9 +55,9 @@ fn main() -> ExitCode {
     let crowd: Vec<_> = (0..runs.min(3)).map(|_| measure_crowd(&blob)).collect();
     let report = Report { size, direct, bare, edge, crowd };
     if option("--json").is_some() {
-        report.print_json()
+        report.print_json();
     } else {
-        report.print()
+        report.print();
     }
     ExitCode::SUCCESS
 }
@@ -135,72 +143,78 @@ struct Report {
 }
 
 /// Median, minimum and maximum.
-fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+type Spread = [f64; 3];
+
+/// What is reported of one subject.
+struct Row {
+    name: &'static str,
+    cpu: Spread,
+    machine_cpu: Spread,
+    first_byte_ms: Spread,
+    seconds: Spread,
+}
+
+fn spread(values: impl Iterator<Item = f64>) -> Spread {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     [values[values.len() / 2], values[0], values[values.len() - 1]]
 }
 
 impl Report {
-    fn rows(&self) -> Vec<(&'static str, [f64; 3], [f64; 3], [f64; 3], [f64; 3])> {
+    fn rows(&self) -> [Row; 3] {
         let gib = self.size as f64 / GIB;
-        [("origin alone", &self.direct), ("bare loop", &self.bare), ("clawhub-edge", &self.edge)]
-            .map(|(name, runs)| {
-                (
-                    name,
-                    spread(runs.iter().map(|run| run.cpu / gib)),
-                    spread(runs.iter().map(|run| run.machine_cpu / gib)),
-                    spread(runs.iter().map(|run| run.first_byte.as_secs_f64() * 1e3)),
-                    spread(runs.iter().map(|run| run.seconds)),
-                )
-            })
-            .to_vec()
+        [("origin alone", &self.direct), ("bare loop", &self.bare), ("clawhub-edge", &self.edge)].map(
+            |(name, runs)| Row {
+                name,
+                cpu: spread(runs.iter().map(|run| run.cpu / gib)),
+                machine_cpu: spread(runs.iter().map(|run| run.machine_cpu / gib)),
+                first_byte_ms: spread(runs.iter().map(|run| run.first_byte.as_secs_f64() * 1e3)),
+                seconds: spread(runs.iter().map(|run| run.seconds)),
+            },
+        )
     }
 
     fn print(&self) {
-        let shown = |[median, least, most]: [f64; 3]| format!("{median:.2} ({least:.2}–{most:.2})");
-        println!(
-            "One cold pull of {} MB, {} runs: median (minimum–maximum)\n",
-            self.size / 1_000_000,
-            self.edge.len()
-        );
+        let shown = |[median, least, most]: Spread| format!("{median:.2} ({least:.2}–{most:.2})");
+        let (megabytes, runs) = (self.size / 1_000_000, self.edge.len());
+        println!("One cold pull of {megabytes} MB, {runs} runs: median (minimum–maximum)\n");
         println!("| | server CPU-s/GiB | machine CPU-s/GiB | first byte, ms | seconds |");
         println!("|---|---|---|---|---|");
-        for (name, cpu, machine, first_byte, seconds) in self.rows() {
-            let columns = [cpu, machine, first_byte, seconds].map(shown).join(" | ");
-            println!("| {name} | {columns} |");
-        }
         let rows = self.rows();
-        println!("\nedge ÷ bare loop: {:.2} by the server's CPU", rows[2].1[0] / rows[1].1[0]);
-        println!(
-            "\n{CLIENTS} clients on the same cold blob, origin limited to {} MB/s:",
-            LIMITED_RATE / 1_000_000
-        );
+        for row in &rows {
+            let columns = [row.cpu, row.machine_cpu, row.first_byte_ms, row.seconds].map(shown).join(" | ");
+            println!("| {} | {columns} |", row.name);
+        }
+        println!("\nedge ÷ bare loop: {:.2} by the server's CPU", rows[2].cpu[0] / rows[1].cpu[0]);
+        println!("\n{CLIENTS} clients on the same cold blob, origin at {} MB/s:", LIMITED_RATE / 1_000_000);
         let crowd = |value: fn(&Crowd) -> f64| spread(self.crowd.iter().map(value));
+        let before_first_byte = crowd(|run| run.origin_bytes_at_last_first_byte as f64 / 1e6);
         println!("- origin bytes ÷ blob: {:.4}", crowd(|run| run.origin_bytes as f64)[0] / self.size as f64);
         println!("- last client ÷ ideal time: {}", shown(crowd(|run| run.last_over_ideal)));
-        println!(
-            "- origin MB sent before the last client's first byte: {}",
-            shown(crowd(|run| run.origin_bytes_at_last_first_byte as f64 / 1e6))
-        );
+        println!("- origin MB sent before the last client's first byte: {}", shown(before_first_byte));
         println!("- RssAnon, MB: {}", shown(crowd(|run| run.rss_anon as f64 / 1e6)));
     }
 
     fn print_json(&self) {
-        let rows: Vec<_> = self
-            .rows()
-            .into_iter()
-            .map(|(name, cpu, machine, first_byte, seconds)| {
-                serde_json::json!({ "name": name, "cpu_s_per_gib": cpu, "machine_cpu_s_per_gib": machine,
-                    "first_byte_ms": first_byte, "seconds": seconds })
+        let rows = self.rows().map(|row| {
+            serde_json::json!({
+                "name": row.name,
+                "cpu_s_per_gib": row.cpu,
+                "machine_cpu_s_per_gib": row.machine_cpu,
+                "first_byte_ms": row.first_byte_ms,
+                "seconds": row.seconds,
             })
-            .collect();
+        });
         let crowd: Vec<_> = self
             .crowd
             .iter()
             .map(|run| {
-                serde_json::json!({ "origin_bytes": run.origin_bytes, "last_over_ideal": run.last_over_ideal,
-                    "origin_bytes_at_last_first_byte": run.origin_bytes_at_last_first_byte, "rss_anon": run.rss_anon })
+                serde_json::json!({
+                    "origin_bytes": run.origin_bytes,
+                    "last_over_ideal": run.last_over_ideal,
+                    "origin_bytes_at_last_first_byte": run.origin_bytes_at_last_first_byte,
+                    "rss_anon": run.rss_anon,
+                })
             })
             .collect();
         println!("{}", serde_json::json!({ "size": self.size, "runs": rows, "crowd": crowd }));

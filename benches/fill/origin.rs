@@ -29,7 +29,8 @@ impl Blob {
             hasher.update(&block[..part]);
             left -= part as u64;
         }
-        let digest = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest =
+            hasher.finalize().iter().fold(String::new(), |digest, byte| format!("{digest}{byte:02x}"));
         Self { size, digest }
     }
 

@@ -15,6 +15,9 @@ use crate::store::{self, Store};
 use crate::telemetry;
 use crate::upstream;
 
+/// Descriptors that clients' connections must leave.
+const RESERVED_DESCRIPTORS: u64 = 1024;
+
 /// A running edge.
 #[derive(Debug)]
 pub struct App {
@@ -29,11 +32,24 @@ impl App {
     ///
     /// # Errors
     /// What keeps it from serving, with what to do about it.
-    pub async fn start(config: Config) -> Result<Self> {
-        raise_descriptor_limit();
+    pub async fn start(mut config: Config) -> Result<Self> {
+        let descriptors = raise_descriptor_limit();
         let tasks = Tasks::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = telemetry::Metrics::new();
+        let limits = &mut config.frontend.limits;
+        // A connection takes two descriptors at most, its own and that of a flight; the rest is for
+        // open blobs, upstreams and the cache itself.
+        let seats =
+            usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
+        if seats < limits.max_connections {
+            tracing::warn!(
+                max_connections = seats,
+                descriptors,
+                "fewer connections than configured: raise the limit of open files"
+            );
+            limits.max_connections = seats.max(1);
+        }
         // The address first: a second edge on the same port must not touch the cache.
         let listeners = Listeners::bind(&config.frontend).await?;
         let store = {
@@ -86,11 +102,13 @@ impl App {
 }
 
 /// Every connection, flight and open blob takes a descriptor: allow as many as the system does.
-fn raise_descriptor_limit() {
+/// Returns how many that are.
+fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit of open files stays as it was");
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -18,7 +18,7 @@ pub struct ListenConfig {
 /// What one client may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at once, over all listeners; more wait in the kernel's queue.
+    /// Client connections at once, over all listeners for pulls; more wait in the kernel's queue.
     pub max_connections: usize,
     /// How long a client may take to send the head of a request, and how long a connection may
     /// stay idle.

@@ -68,7 +68,8 @@ pub enum Served {
 pub struct Freshness {
     /// How it came about.
     pub served: Served,
-    /// How long ago the upstream last vouched for it.
+    /// How long ago the upstream was last asked about a tag, or a blob was completed; zero where
+    /// that is not known any more.
     pub age: Duration,
     /// For tags: how much of the TTL is left, in seconds; negative when it is past.
     pub ttl: Option<i64>,

@@ -16,7 +16,7 @@ use super::partial::remove_files;
 use super::sealed::is_durable;
 use crate::oci::{Algorithm, Digest};
 
-/// Written to the boot file when every sealed blob carries its durable mark.
+/// Written to the boot file by a stop after which every sealed blob carries its durable mark.
 const CLEAN: &str = "clean";
 
 /// What was found.
