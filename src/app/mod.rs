@@ -43,7 +43,7 @@ impl App {
         let seats =
             usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
         if seats < limits.max_connections {
-            tracing::warn!(
+            tracing::info!(
                 max_connections = seats,
                 descriptors,
                 "fewer connections than configured: raise the limit of open files"
