@@ -19,5 +19,5 @@ mod site;
 pub use config::RoutingConfig;
 pub use credential::{Credential, CredentialError, Login};
 pub use endpoint::{Access, Endpoint, Rewrite, RewriteError, TlsSettings, Upstream, UpstreamName};
-pub use routes::{MatchedBy, Route, Routes, RoutingError};
+pub use routes::{Route, Routes, RoutingError};
 pub use site::{Site, SiteError};

@@ -34,21 +34,6 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// The repository as that upstream calls it.
     pub repository: Repository,
-    /// What the upstream was recognised by.
-    pub matched_by: MatchedBy,
-}
-
-/// What an upstream was recognised by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MatchedBy {
-    /// The `ns` parameter; the answer echoes it as `OCI-Namespace`.
-    Namespace,
-    /// The `Host` header.
-    HostAlias,
-    /// The first component of the path.
-    Prefix,
-    /// Nothing: it is the default.
-    Default,
 }
 
 /// A request names no upstream of this edge.
@@ -113,18 +98,18 @@ impl Routes {
     ) -> Result<Route, RoutingError> {
         if let Some(ns) = ns {
             let entry = self.named(ns).ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
-            return Ok(self.behind(&entry.upstream, repository, MatchedBy::Namespace));
+            return Ok(self.behind(&entry.upstream, repository));
         }
         if let Some(upstream) = host.and_then(|host| self.by_host(host)) {
-            return Ok(self.behind(upstream, repository, MatchedBy::HostAlias));
+            return Ok(self.behind(upstream, repository));
         }
         if let Some((first, rest)) = repository.strip_first()
             && let Some(entry) = self.by_name.get(first)
         {
-            return Ok(route(&entry.upstream, rest, MatchedBy::Prefix));
+            return Ok(route(&entry.upstream, rest));
         }
         match &self.default {
-            Some(upstream) => Ok(route(upstream, repository.clone(), MatchedBy::Default)),
+            Some(upstream) => Ok(route(upstream, repository.clone())),
             None => Err(RoutingError::NoUpstream { repository: repository.clone() }),
         }
     }
@@ -145,18 +130,18 @@ impl Routes {
     }
 
     /// The upstream is known already; a prefix that names it once more (BuildKit sends both) is taken off.
-    fn behind(&self, upstream: &Arc<Upstream>, repository: &Repository, matched_by: MatchedBy) -> Route {
+    fn behind(&self, upstream: &Arc<Upstream>, repository: &Repository) -> Route {
         let named_again = repository.strip_first().filter(|(first, _)| {
             self.by_name.get(*first).is_some_and(|entry| Arc::ptr_eq(&entry.upstream, upstream))
         });
         match named_again {
-            Some((_, rest)) => route(upstream, rest, matched_by),
-            None => route(upstream, repository.clone(), matched_by),
+            Some((_, rest)) => route(upstream, rest),
+            None => route(upstream, repository.clone()),
         }
     }
 }
 
-fn route(upstream: &Arc<Upstream>, repository: Repository, matched_by: MatchedBy) -> Route {
+fn route(upstream: &Arc<Upstream>, repository: Repository) -> Route {
     let is_short = !repository.as_str().contains('/');
     let repository = if is_short && upstream.name.as_str() == DOCKER_HUB {
         // Only a name within eight characters of the limit cannot take the prefix; Docker Hub has none of those.
@@ -164,7 +149,7 @@ fn route(upstream: &Arc<Upstream>, repository: Repository, matched_by: MatchedBy
     } else {
         repository
     };
-    Route { upstream: Arc::clone(upstream), repository, matched_by }
+    Route { upstream: Arc::clone(upstream), repository }
 }
 
 /// Enough of a client's text to recognise it in an error.
@@ -189,7 +174,7 @@ mod tests {
 
     fn find(routes: &Routes, ns: Option<&str>, host: Option<&str>, repository: &str) -> String {
         match routes.find(ns, host, &repository.parse().unwrap()) {
-            Ok(route) => format!("{:?} {} {}", route.matched_by, route.upstream.name, route.repository),
+            Ok(route) => format!("{} {}", route.upstream.name, route.repository),
             Err(error) => format!("error {error}"),
         }
     }
@@ -199,25 +184,26 @@ mod tests {
         let routes =
             routes("[upstreams.\"corp.example\"]\naliases = [\"mirror.corp\", \"edge.corp:8443\"]\n");
         let cases = [
-            (Some("quay.io"), None, "a/b", "Namespace quay.io a/b"),
-            (Some("QUAY.io"), Some("mirror.corp"), "ghcr.io/a/b", "Namespace quay.io ghcr.io/a/b"),
-            (Some("docker.io"), None, "nginx", "Namespace docker.io library/nginx"),
-            (Some("registry-1.docker.io"), None, "library/nginx", "Namespace docker.io library/nginx"),
-            (Some("docker.io"), None, "docker.io/nginx", "Namespace docker.io library/nginx"),
-            (Some("docker.io"), None, "index.docker.io/a/b", "Namespace docker.io a/b"),
-            (None, Some("mirror.corp"), "a/b", "HostAlias corp.example a/b"),
-            (None, Some("Mirror.corp:5050"), "a/b", "HostAlias corp.example a/b"),
-            (None, Some("mirror.corp"), "corp.example/a", "HostAlias corp.example a"),
-            (None, Some("edge.corp:8443"), "a/b", "HostAlias corp.example a/b"),
-            (None, Some("edge.corp:9999"), "a/b", "Default docker.io a/b"),
-            (None, Some("quay.io"), "a/b", "HostAlias quay.io a/b"),
-            (None, Some("quay.io:5050"), "a/b", "Default docker.io a/b"),
-            (None, Some("[::1]:5050"), "quay.io/a/b", "Prefix quay.io a/b"),
-            (None, Some("localhost:5050"), "docker.io/nginx", "Prefix docker.io library/nginx"),
-            (None, None, "ghcr.io/a", "Prefix ghcr.io a"),
-            (None, None, "nginx", "Default docker.io library/nginx"),
-            (None, None, "quay.io", "Default docker.io library/quay.io"),
-            (None, None, "unknown.example/a", "Default docker.io unknown.example/a"),
+            (Some("quay.io"), None, "a/b", "quay.io a/b"),
+            (Some("QUAY.io"), Some("mirror.corp"), "ghcr.io/a/b", "quay.io ghcr.io/a/b"),
+            (Some("docker.io"), None, "nginx", "docker.io library/nginx"),
+            (Some("registry-1.docker.io"), None, "library/nginx", "docker.io library/nginx"),
+            (Some("docker.io"), None, "docker.io/nginx", "docker.io library/nginx"),
+            (Some("docker.io"), None, "index.docker.io/a/b", "docker.io a/b"),
+            (None, Some("mirror.corp"), "a/b", "corp.example a/b"),
+            (None, Some("Mirror.corp:5050"), "a/b", "corp.example a/b"),
+            (None, Some("mirror.corp"), "corp.example/a", "corp.example a"),
+            (None, Some("mirror.corp"), "ghcr.io/a", "corp.example ghcr.io/a"),
+            (None, Some("edge.corp:8443"), "a/b", "corp.example a/b"),
+            (None, Some("edge.corp:9999"), "a/b", "docker.io a/b"),
+            (None, Some("quay.io"), "a/b", "quay.io a/b"),
+            (None, Some("quay.io:5050"), "a/b", "docker.io a/b"),
+            (None, Some("[::1]:5050"), "quay.io/a/b", "quay.io a/b"),
+            (None, Some("localhost:5050"), "docker.io/nginx", "docker.io library/nginx"),
+            (None, None, "ghcr.io/a", "ghcr.io a"),
+            (None, None, "nginx", "docker.io library/nginx"),
+            (None, None, "quay.io", "docker.io library/quay.io"),
+            (None, None, "unknown.example/a", "docker.io unknown.example/a"),
         ];
         for (ns, host, repository, expected) in cases {
             assert_eq!(find(&routes, ns, host, repository), expected, "{ns:?} {host:?} {repository}");
@@ -238,7 +224,7 @@ mod tests {
     fn without_a_default_a_bare_repository_is_refused() {
         let routes = routes("[routing]\ndefault_upstream = \"\"\n");
         assert!(find(&routes, None, None, "library/nginx").starts_with("error"));
-        assert_eq!(find(&routes, None, None, "docker.io/nginx"), "Prefix docker.io library/nginx");
+        assert_eq!(find(&routes, None, None, "docker.io/nginx"), "docker.io library/nginx");
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as _, Incoming};
-use tokio::time::{Instant, Sleep, sleep, timeout_at};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::config::FetchConfig;
 
@@ -109,46 +109,34 @@ pub(super) enum ReadError {
     TooLong,
     Broken(String),
     TooSlow,
-    Deadline,
 }
 
 /// Reads a whole body of at most `limit` bytes.
-pub(super) async fn read_all(
-    mut body: Incoming,
-    limit: usize,
-    mut pace: Pace,
-    until: Option<Instant>,
-) -> Result<Bytes, ReadError> {
-    let reading = async {
-        let mut whole: Option<BytesMut> = None;
-        let mut first = Bytes::new();
-        loop {
-            match poll_fn(|cx| poll_frame(&mut body, &mut pace, cx)).await {
-                Frame::Data(data) => {
-                    let length = whole.as_ref().map_or(first.len(), BytesMut::len) + data.len();
-                    if length > limit {
-                        return Err(ReadError::TooLong);
-                    }
-                    // Most manifests are one frame, which needs no copy.
-                    match &mut whole {
-                        Some(whole) => whole.extend_from_slice(&data),
-                        None if first.is_empty() => first = data,
-                        None => {
-                            let mut both = BytesMut::from(first.as_ref());
-                            both.extend_from_slice(&data);
-                            whole = Some(both);
-                        }
+pub(super) async fn read_all(mut body: Incoming, limit: usize, mut pace: Pace) -> Result<Bytes, ReadError> {
+    let mut whole: Option<BytesMut> = None;
+    let mut first = Bytes::new();
+    loop {
+        match poll_fn(|cx| poll_frame(&mut body, &mut pace, cx)).await {
+            Frame::Data(data) => {
+                let length = whole.as_ref().map_or(first.len(), BytesMut::len) + data.len();
+                if length > limit {
+                    return Err(ReadError::TooLong);
+                }
+                // Most manifests are one frame, which needs no copy.
+                match &mut whole {
+                    Some(whole) => whole.extend_from_slice(&data),
+                    None if first.is_empty() => first = data,
+                    None => {
+                        let mut both = BytesMut::from(first.as_ref());
+                        both.extend_from_slice(&data);
+                        whole = Some(both);
                     }
                 }
-                Frame::End => return Ok(whole.map_or(first, BytesMut::freeze)),
-                Frame::Broken(reason) => return Err(ReadError::Broken(reason)),
-                Frame::TooSlow => return Err(ReadError::TooSlow),
             }
+            Frame::End => return Ok(whole.map_or(first, BytesMut::freeze)),
+            Frame::Broken(reason) => return Err(ReadError::Broken(reason)),
+            Frame::TooSlow => return Err(ReadError::TooSlow),
         }
-    };
-    match until {
-        Some(until) => timeout_at(until, reading).await.unwrap_or(Err(ReadError::Deadline)),
-        None => reading.await,
     }
 }
 

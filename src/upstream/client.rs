@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Uri;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::oci::{
     Algorithm, ApiRequest, Digest, MAX_MANIFEST_SIZE, Page, Reference, Repository, Target, next_link,
@@ -37,7 +36,6 @@ pub(super) type Remotes = Arc<[Arc<Remote>]>;
 pub struct Client {
     shared: Arc<Shared>,
     remotes: Arc<HashMap<UpstreamName, Remotes>>,
-    deadline: Option<Duration>,
 }
 
 /// What a manifest HEAD says. Registries may leave out any of it; then only a GET can tell.
@@ -110,15 +108,7 @@ impl Client {
                 .collect();
             remotes.insert(upstream.name.clone(), Remotes::from(of_upstream?));
         }
-        Ok(Self { shared, remotes: Arc::new(remotes), deadline: None })
-    }
-
-    /// The same client, whose calls end after `deadline` with [`Error::TimedOut`] at the latest: for asking
-    /// whether something newer exists while something stale is at hand. A download's deadline covers its
-    /// beginning only.
-    #[must_use]
-    pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { deadline: Some(deadline), ..self.clone() }
+        Ok(Self { shared, remotes: Arc::new(remotes) })
     }
 
     /// What a manifest is, without its body. Registries that refuse HEAD are asked with GET.
@@ -135,7 +125,7 @@ impl Client {
         let question = Question::new(Kind::ManifestHead, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
-            match manifest_head(&remote, &question, reference, rounds.until).await {
+            match manifest_head(&remote, &question, reference).await {
                 Ok(head) => return Ok(head),
                 Err(Error::Refused { status: 405 | 501, .. }) => {
                     return self.manifest(upstream, repository, reference).await.map(ManifestHead::from);
@@ -160,7 +150,7 @@ impl Client {
         let question = Question::new(Kind::Manifest, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
-            match manifest(&remote, &question, reference, rounds.until).await {
+            match manifest(&remote, &question, reference).await {
                 Ok(manifest) => return Ok(manifest),
                 Err(error) => rounds.failed(error),
             }
@@ -182,7 +172,7 @@ impl Client {
         let question = Question::new(Kind::BlobHead, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
-            match blob_head(&remote, &question, digest, rounds.until).await {
+            match blob_head(&remote, &question, digest).await {
                 Ok(head) => return Ok(head),
                 Err(error) => rounds.failed(error),
             }
@@ -204,8 +194,8 @@ impl Client {
         let mut rounds = self.rounds(upstream)?;
         let remotes = Arc::clone(&rounds.remotes);
         let begun = Download::begin(remotes, repository.clone(), *digest, from);
-        while let Some((index, until)) = rounds.next_index().await {
-            match begun.open(index, from, None, until).await {
+        while let Some(index) = rounds.next_index().await {
+            match begun.open(index, from, None).await {
                 Ok(opened) => return Ok(begun.streaming(index, opened)),
                 Err(error) => rounds.failed(error),
             }
@@ -227,7 +217,7 @@ impl Client {
         let question = Question::new(Kind::Tags, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
-            match tags(&remote, &question, page, rounds.until).await {
+            match tags(&remote, &question, page).await {
                 Ok(tags) => return Ok(tags),
                 Err(error) => rounds.failed(error),
             }
@@ -255,7 +245,7 @@ impl Client {
         let question = Question::new(Kind::Referrers, target);
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
-            match referrers(&remote, &question, rounds.until).await {
+            match referrers(&remote, &question).await {
                 Ok(referrers) => return Ok(referrers),
                 Err(error) => rounds.failed(error),
             }
@@ -273,12 +263,7 @@ impl Client {
         };
         let config = &self.shared.config;
         let backoff = Backoff::new(config.backoff, config.backoff_cap);
-        Ok(Rounds {
-            plan: Plan::for_call(remotes.len(), config.attempts, backoff),
-            until: self.deadline.map(|deadline| Instant::now() + deadline),
-            deadline: self.deadline.unwrap_or_default(),
-            remotes,
-        })
+        Ok(Rounds { plan: Plan::for_call(remotes.len(), config.attempts, backoff), remotes })
     }
 }
 
@@ -297,24 +282,19 @@ impl From<FetchedManifest> for ManifestHead {
 struct Rounds {
     remotes: Remotes,
     plan: Plan,
-    until: Option<Instant>,
-    deadline: Duration,
 }
 
 impl Rounds {
     async fn next(&mut self) -> Option<Arc<Remote>> {
-        let (index, _) = self.next_index().await?;
+        let index = self.next_index().await?;
         Some(Arc::clone(&self.remotes[index]))
     }
 
     /// The endpoint to ask next, after the wait that is due before it.
-    async fn next_index(&mut self) -> Option<(usize, Option<Instant>)> {
+    async fn next_index(&mut self) -> Option<usize> {
         loop {
             match self.plan.step() {
-                Step::Ask(index) => return Some((index, self.until)),
-                Step::Wait(wait) if self.until.is_some_and(|until| Instant::now() + wait >= until) => {
-                    return None;
-                }
+                Step::Ask(index) => return Some(index),
                 Step::Wait(wait) => sleep(wait).await,
                 Step::GiveUp => return None,
             }
@@ -327,10 +307,9 @@ impl Rounds {
         self.plan.failed(error);
     }
 
+    /// Once there is nothing left to ask.
     fn verdict(self) -> Error {
-        let at = self.remotes[0].place().clone();
-        let unasked = Error::TimedOut { at, stage: Stage::Deadline, after: self.deadline };
-        self.plan.verdict().unwrap_or(unasked)
+        self.plan.verdict().expect("an upstream has an endpoint, and every one was asked and has failed")
     }
 }
 
@@ -338,9 +317,8 @@ async fn manifest_head(
     remote: &Remote,
     question: &Question,
     reference: &Reference,
-    until: Option<Instant>,
 ) -> Result<ManifestHead, Error> {
-    let answer = remote.ask(question, until).await?;
+    let answer = remote.ask(question).await?;
     check_head(remote, &answer, reference.digest().as_ref())?;
     Ok(ManifestHead {
         digest: answer.digest(),
@@ -353,13 +331,12 @@ async fn manifest(
     remote: &Remote,
     question: &Question,
     reference: &Reference,
-    until: Option<Instant>,
 ) -> Result<FetchedManifest, Error> {
-    let answer = remote.ask(question, until).await?;
+    let answer = remote.ask(question).await?;
     check_head(remote, &answer, reference.digest().as_ref())?;
     let claimed = answer.digest();
     let content_type = answer.content_type().map(str::to_owned);
-    let mut body = read(remote, answer, MAX_MANIFEST_SIZE, until).await?;
+    let mut body = read(remote, answer, MAX_MANIFEST_SIZE).await?;
     let expected = [reference.digest(), claimed];
     for digest in expected.iter().flatten() {
         let verified =
@@ -369,13 +346,8 @@ async fn manifest(
     Ok(FetchedManifest { body, content_type, digest: claimed })
 }
 
-async fn blob_head(
-    remote: &Remote,
-    question: &Question,
-    digest: &Digest,
-    until: Option<Instant>,
-) -> Result<BlobHead, Error> {
-    let answer = remote.ask(question, until).await?;
+async fn blob_head(remote: &Remote, question: &Question, digest: &Digest) -> Result<BlobHead, Error> {
+    let answer = remote.ask(question).await?;
     if let Some(oddity) = answer.blob_oddity(digest) {
         return Err(remote.not_a_registry(oddity));
     }
@@ -391,16 +363,11 @@ struct TagList {
     tags: Option<Vec<String>>,
 }
 
-async fn tags(
-    remote: &Remote,
-    question: &Question,
-    page: &Page,
-    until: Option<Instant>,
-) -> Result<TagPage, Error> {
-    let answer = remote.ask(question, until).await?;
+async fn tags(remote: &Remote, question: &Question, page: &Page) -> Result<TagPage, Error> {
+    let answer = remote.ask(question).await?;
     check_head(remote, &answer, None)?;
     let link = answer.link().and_then(next_link);
-    let body = read(remote, answer, MAX_TAGS_BODY, until).await?;
+    let body = read(remote, answer, MAX_TAGS_BODY).await?;
     let list: TagList = serde_json::from_slice(&body)
         .map_err(|error| remote.not_a_registry(format!("a list of tags that cannot be read: {error}")))?;
     let tags = list.tags.unwrap_or_default();
@@ -421,17 +388,13 @@ fn next_page(link: &str, current: &Page, last_tag: Option<&String>) -> Option<Pa
     (page.last != current.last).then_some(page)
 }
 
-async fn referrers(
-    remote: &Remote,
-    question: &Question,
-    until: Option<Instant>,
-) -> Result<FetchedReferrers, Error> {
-    let answer = remote.ask(question, until).await?;
+async fn referrers(remote: &Remote, question: &Question) -> Result<FetchedReferrers, Error> {
+    let answer = remote.ask(question).await?;
     check_head(remote, &answer, None)?;
     let content_type = answer.content_type().map(str::to_owned);
     let filters = answer.header("oci-filters-applied").unwrap_or_default();
     let is_filtered = filters.split(',').any(|filter| filter.trim() == "artifactType");
-    let body = read(remote, answer, MAX_MANIFEST_SIZE, until).await?;
+    let body = read(remote, answer, MAX_MANIFEST_SIZE).await?;
     Ok(FetchedReferrers { body, content_type, is_filtered })
 }
 
@@ -446,20 +409,18 @@ fn check_head(remote: &Remote, answer: &Answer, wanted: Option<&Digest>) -> Resu
 }
 
 /// A small body, whole, of the length that was declared.
-async fn read(remote: &Remote, answer: Answer, limit: usize, until: Option<Instant>) -> Result<Bytes, Error> {
+async fn read(remote: &Remote, answer: Answer, limit: usize) -> Result<Bytes, Error> {
     let too_long = || remote.not_a_registry(format!("an answer of more than {limit} bytes"));
     let declared = answer.length();
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(too_long());
     }
     let config = remote.config();
-    let began = Instant::now();
-    let body = read_all(answer.response.into_body(), limit, Pace::new(config), until).await;
+    let body = read_all(answer.response.into_body(), limit, Pace::new(config)).await;
     let body = body.map_err(|error| match error {
         ReadError::TooLong => too_long(),
         ReadError::Broken(reason) => remote.unreachable(format!("the transfer broke: {reason}")),
         ReadError::TooSlow => remote.timed_out(Stage::Body, config.stall_window),
-        ReadError::Deadline => remote.timed_out(Stage::Deadline, began.elapsed()),
     })?;
     match declared {
         Some(length) if length != body.len() as u64 => {

@@ -16,7 +16,7 @@ use hyper::StatusCode;
 use hyper::body::Incoming;
 use prometheus::IntCounter;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::oci::{Digest, Repository, Target};
 use crate::runtime::Backoff;
@@ -262,19 +262,13 @@ impl Job {
     }
 
     /// Asks one endpoint for everything from `offset` on; the blob must have `size` bytes, where that is known.
-    pub(super) async fn open(
-        &self,
-        index: usize,
-        offset: u64,
-        size: Option<u64>,
-        until: Option<Instant>,
-    ) -> Result<Opened, Error> {
+    pub(super) async fn open(&self, index: usize, offset: u64, size: Option<u64>) -> Result<Opened, Error> {
         let remote = &self.remotes[index];
-        let permit = remote.download_permit(until).await?;
+        let permit = remote.download_permit().await?;
         let target = Target::Blob { repository: self.repository.clone(), digest: self.digest };
         let range_from = (offset > 0).then_some(offset);
         let question = Question { range_from, ..Question::new(Kind::Blob, target) };
-        let answer = remote.ask(&question, until).await?;
+        let answer = remote.ask(&question).await?;
         if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return nothing_left(remote, &answer, offset, size);
         }
@@ -311,9 +305,11 @@ async fn reopen(
 ) -> Reopened {
     loop {
         match plan.step() {
-            Step::Ask(index) => match job.open(index, offset, size, Some(give_up_at)).await {
-                Ok(opened) => return (Some(plan), Ok((index, opened))),
-                Err(error) => {
+            // Time that runs out says nothing about the endpoint: the failure before it is the last one.
+            Step::Ask(index) => match timeout_at(give_up_at, job.open(index, offset, size)).await {
+                Err(_) => return (None, Err(last)),
+                Ok(Ok(opened)) => return (Some(plan), Ok((index, opened))),
+                Ok(Err(error)) => {
                     tracing::debug!(%error, offset_bytes = offset, "a blob transfer could not be resumed yet");
                     plan.failed(error.clone());
                     last = error;

@@ -32,8 +32,6 @@ pub enum Stage {
     Headers,
     /// Bytes of a body, faster than the minimum speed.
     Body,
-    /// Anything, until the deadline that the caller had set.
-    Deadline,
 }
 
 impl fmt::Display for Stage {
@@ -43,7 +41,6 @@ impl fmt::Display for Stage {
             Self::Connect => "no connection",
             Self::Headers => "no response",
             Self::Body => "too few bytes",
-            Self::Deadline => "no answer",
         })
     }
 }

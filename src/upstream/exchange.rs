@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::header::{HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, Target, media_type};
 
@@ -65,8 +65,7 @@ impl Question {
 
 impl Remote {
     /// Asks, and gives the response once its head is there and its status is a success (or 416 to a range).
-    /// Ends at `until` even if this endpoint's own deadline is later.
-    pub(super) async fn ask(&self, question: &Question, until: Option<Instant>) -> Result<Answer, Error> {
+    pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Error> {
         if question.is_of_manifest()
             && let Some(wait) = self.health.quiet_for()
         {
@@ -77,33 +76,19 @@ impl Remote {
             Err(silence) => return Err(self.timed_out(silence.stage, silence.after)),
         };
         let began = Instant::now();
-        let (deadline, stage) = self.deadline(began, until);
         // Once the endpoint itself has answered, a silence further on is not its own.
         let has_answered = AtomicBool::new(false);
-        let result = timeout_at(deadline, self.exchange(question, &has_answered)).await;
+        let result = timeout(self.config().header_timeout, self.exchange(question, &has_answered)).await;
         let elapsed = began.elapsed();
-        let result = result.unwrap_or_else(|_| Err(self.timed_out(stage, elapsed)));
+        let result = result.unwrap_or_else(|_| Err(self.timed_out(Stage::Headers, elapsed)));
         match &result {
             Err(Error::TimedOut { stage, after, .. }) if !has_answered.load(Ordering::Relaxed) => {
-                let silence = Silence { stage: *stage, after: *after };
-                if *stage == Stage::Deadline {
-                    pass.missed_deadline(silence);
-                } else {
-                    pass.was_silent(silence);
-                }
+                pass.was_silent(Silence { stage: *stage, after: *after });
             }
             _ => pass.answered(),
         }
         self.metrics().answered(&self.place().upstream, question.kind, elapsed, &result);
         result
-    }
-
-    fn deadline(&self, now: Instant, until: Option<Instant>) -> (Instant, Stage) {
-        let own = now + self.config().header_timeout;
-        match until {
-            Some(until) if until < own => (until, Stage::Deadline),
-            _ => (own, Stage::Headers),
-        }
     }
 
     async fn exchange(&self, question: &Question, has_answered: &AtomicBool) -> Result<Answer, Error> {

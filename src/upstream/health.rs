@@ -17,10 +17,6 @@ use super::error::Stage;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Deadlines of callers in a row that an endpoint may miss. One may have been too short; two without any
-/// answer between them are silence.
-const MISSES: u32 = 2;
-
 /// The memory of one endpoint.
 #[derive(Debug)]
 pub(super) struct Health {
@@ -36,7 +32,7 @@ struct State {
 
 #[derive(Debug, Clone, Copy)]
 enum Circuit {
-    Closed { misses: u32 },
+    Closed,
     Open { until: Instant, pause: Duration, silence: Silence },
     Probing { pause: Duration, silence: Silence },
 }
@@ -50,14 +46,14 @@ pub(super) struct Silence {
 
 impl Health {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(State { circuit: Circuit::Closed { misses: 0 }, quiet_until: None }) }
+        Self { state: Mutex::new(State { circuit: Circuit::Closed, quiet_until: None }) }
     }
 
     /// Lets a request through, or says why not. The pass is told how it went.
     pub(super) fn enter(&self) -> Result<Pass<'_>, Silence> {
         let mut state = self.lock();
         match state.circuit {
-            Circuit::Closed { .. } => Ok(Pass { health: self, settled: false, is_probe: false }),
+            Circuit::Closed => Ok(Pass { health: self, settled: false, is_probe: false }),
             Circuit::Open { until, silence, .. } if Instant::now() < until => Err(silence),
             Circuit::Open { pause, silence, .. } => {
                 state.circuit = Circuit::Probing { pause, silence };
@@ -96,7 +92,7 @@ impl Pass<'_> {
     /// It answered, well or badly.
     pub(super) fn answered(mut self) {
         self.settled = true;
-        self.health.lock().circuit = Circuit::Closed { misses: 0 };
+        self.health.lock().circuit = Circuit::Closed;
     }
 
     /// It was silent.
@@ -104,26 +100,12 @@ impl Pass<'_> {
         self.settled = true;
         let mut state = self.health.lock();
         let pause = match state.circuit {
-            Circuit::Closed { .. } => FIRST_PAUSE,
+            Circuit::Closed => FIRST_PAUSE,
             Circuit::Probing { pause, .. } if self.is_probe => (pause * 2).min(LONGEST_PAUSE),
             // Requests that were on their way already say nothing new.
             Circuit::Open { .. } | Circuit::Probing { .. } => return,
         };
         state.circuit = Circuit::Open { until: Instant::now() + pause, pause, silence };
-    }
-
-    /// It missed a deadline that may have been too short to tell.
-    pub(super) fn missed_deadline(self, silence: Silence) {
-        let misses = match &mut self.health.lock().circuit {
-            Circuit::Closed { misses } => {
-                *misses += 1;
-                *misses
-            }
-            Circuit::Open { .. } | Circuit::Probing { .. } => MISSES,
-        };
-        if misses >= MISSES {
-            self.was_silent(silence);
-        }
     }
 }
 
@@ -173,16 +155,6 @@ mod tests {
         advance(FIRST_PAUSE).await;
         drop(health.enter().unwrap());
         assert!(health.enter().is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_short_deadline_is_no_silence_but_two_in_a_row_are() {
-        let health = Health::new();
-        health.enter().unwrap().missed_deadline(SILENCE);
-        health.enter().unwrap().answered();
-        health.enter().unwrap().missed_deadline(SILENCE);
-        health.enter().unwrap().missed_deadline(SILENCE);
-        assert!(health.enter().is_err());
     }
 
     #[tokio::test(start_paused = true)]

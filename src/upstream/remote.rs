@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use crate::oci::ErrorDocument;
 use crate::routing::{Endpoint, Site, TlsSettings, Upstream};
@@ -95,16 +95,11 @@ impl Remote {
     }
 
     /// A place among the downloads of this endpoint.
-    pub(super) async fn download_permit(
-        &self,
-        until: Option<Instant>,
-    ) -> Result<OwnedSemaphorePermit, Error> {
-        let began = Instant::now();
-        let limit = began + self.config().give_up_after;
-        let acquiring = Arc::clone(&self.downloads).acquire_owned();
-        let acquired = timeout_at(until.map_or(limit, |until| until.min(limit)), acquiring).await;
+    pub(super) async fn download_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let limit = self.config().give_up_after;
+        let acquired = timeout(limit, Arc::clone(&self.downloads).acquire_owned()).await;
         // The semaphore is never closed, so only the wait can fail.
-        acquired.ok().and_then(Result::ok).ok_or_else(|| self.timed_out(Stage::Queue, began.elapsed()))
+        acquired.ok().and_then(Result::ok).ok_or_else(|| self.timed_out(Stage::Queue, limit))
     }
 
     /// Sends one request to `site`, which must be the site of `url`, and waits for the response's head.

@@ -127,6 +127,21 @@ async fn without_any_new_byte_a_download_gives_up_with_the_last_error() {
 }
 
 #[tokio::test]
+async fn an_answer_that_a_resumed_download_has_no_time_for_is_not_held_against_the_endpoint() {
+    let (origin, digest) = origin().await;
+    origin.fault(Fault::on("GET", &digest).times(1).reset_at(MIB));
+    origin.fault(Fault::on("GET", &digest).times(1).delay_headers(Duration::from_millis(500)));
+    let text = format!("[upstreams.\"x.example\"]\nurl = \"{}\"\n", origin.url());
+    let edge = Edge::configured(&text, FetchConfig { give_up_after: Duration::from_millis(200), ..quick() });
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    let began = Instant::now();
+    let error = rest(&mut download).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("broke at byte {MIB}")), "{error}");
+    assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
+    assert!(edge.fetch(&digest, 0).await.unwrap() == blob());
+}
+
+#[tokio::test]
 async fn a_broken_transfer_goes_on_at_the_next_endpoint() {
     let ((first, digest), (second, _)) = (origin().await, origin().await);
     first.fault(Fault::on("GET", &digest).times(1).reset_at(MIB));

@@ -71,20 +71,6 @@ async fn behind_a_silent_endpoint_the_next_one_answers() {
 }
 
 #[tokio::test]
-async fn a_callers_deadline_is_kept_and_one_miss_is_no_silence() {
-    let origin = origin().await;
-    origin.fault(Fault::on("HEAD", "/manifests/").times(1).delay_headers(Duration::from_millis(400)));
-    let edge = Edge::of(&[origin.url()]);
-    let hasty = edge.client.with_deadline(Duration::from_millis(80));
-    let began = Instant::now();
-    let latest = "latest".parse().unwrap();
-    let error = hasty.head_manifest(&edge.upstream, &super::repository(), &latest).await.unwrap_err();
-    assert!(matches!(error, Error::TimedOut { stage: Stage::Deadline, .. }), "{error}");
-    assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
-    hasty.head_manifest(&edge.upstream, &super::repository(), &latest).await.unwrap();
-}
-
-#[tokio::test]
 async fn what_may_pass_is_tried_again_and_what_will_not_is_not() {
     for (status, expected) in [(500, 3), (502, 3), (503, 3), (408, 3), (400, 1), (404, 1), (405, 1), (451, 1)]
     {

@@ -53,15 +53,11 @@ pub(super) async fn fetch(
         return Err(refusal(remote, service, &head, &text));
     }
     let text =
-        body::read_all(body, MAX_REPLY, Pace::new(remote.config()), None).await.map_err(
-            |error| match error {
-                ReadError::TooLong => not_a_registry(format!("sends more than {MAX_REPLY} bytes")),
-                ReadError::Broken(reason) => unreachable(remote, service, &reason, None),
-                ReadError::TooSlow | ReadError::Deadline => {
-                    unreachable(remote, service, "its reply stalls", None)
-                }
-            },
-        )?;
+        body::read_all(body, MAX_REPLY, Pace::new(remote.config())).await.map_err(|error| match error {
+            ReadError::TooLong => not_a_registry(format!("sends more than {MAX_REPLY} bytes")),
+            ReadError::Broken(reason) => unreachable(remote, service, &reason, None),
+            ReadError::TooSlow => unreachable(remote, service, "its reply stalls", None),
+        })?;
     // serde's message would quote the reply, which holds the token.
     let reply: Reply =
         serde_json::from_slice(&text).map_err(|_| not_a_registry("sends no JSON".to_owned()))?;
