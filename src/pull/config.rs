@@ -5,7 +5,7 @@ use std::time::Duration;
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::oci::{Repository, Tag};
-use crate::runtime::{Bytes, Percent, Section, Setting};
+use crate::runtime::{Bytes, Percent, Section, Setting, keyword_setting};
 
 /// For how long a tag may be answered without asking the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,22 +135,12 @@ pub enum OnAbandon {
     Cancel,
 }
 
-impl Setting for OnAbandon {
-    const EXPECTED: &'static str = "\"finish\" or \"cancel\"";
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "finish" => Ok(Self::Finish),
-            "cancel" => Ok(Self::Cancel),
-            other => Err(format!("{other} is neither")),
-        }
-    }
-    fn to_text(&self) -> String {
-        match self {
-            Self::Finish => "finish".to_owned(),
-            Self::Cancel => "cancel".to_owned(),
-        }
-    }
-}
+keyword_setting!(
+    OnAbandon,
+    "\"finish\" or \"cancel\"",
+    "finish" => OnAbandon::Finish,
+    "cancel" => OnAbandon::Cancel,
+);
 
 /// `[fill]`.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use regex::Regex;
 
 use crate::oci::{NameError, Repository};
-use crate::runtime::Setting;
+use crate::runtime::keyword_setting;
 
 use super::credential::Credential;
 use super::site::{Site, normal_host};
@@ -73,24 +73,12 @@ pub enum Access {
     Open,
 }
 
-impl Setting for Access {
-    const EXPECTED: &'static str = "\"edge\" (every repository proves what it may see) or \"open\" (everything of this upstream is public)";
-
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "edge" => Ok(Self::Edge),
-            "open" => Ok(Self::Open),
-            other => Err(format!("found {other:?}")),
-        }
-    }
-
-    fn to_text(&self) -> String {
-        match self {
-            Self::Edge => "edge".to_owned(),
-            Self::Open => "open".to_owned(),
-        }
-    }
-}
+keyword_setting!(
+    Access,
+    "\"edge\" (every repository proves what it may see) or \"open\" (everything of this upstream is public)",
+    "edge" => Access::Edge,
+    "open" => Access::Open,
+);
 
 /// One registry as clients know it.
 #[derive(Clone, Debug)]

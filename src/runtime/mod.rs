@@ -16,5 +16,6 @@ pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use coalesce::Coalesce;
 pub use quantity::{Bytes, Percent};
 pub use secret::Secret;
+pub(crate) use settings::keyword_setting;
 pub use settings::{Mistake, Mistakes, Origin, Overrides, Section, Setting, Settings};
 pub use tasks::Tasks;

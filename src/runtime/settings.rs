@@ -548,6 +548,27 @@ impl Setting for Duration {
     }
 }
 
+/// Settings that are one of a few words.
+macro_rules! keyword_setting {
+    ($type:ty, $expected:literal, $($word:literal => $variant:path),+ $(,)?) => {
+        impl $crate::runtime::Setting for $type {
+            const EXPECTED: &'static str = $expected;
+            fn from_text(text: &str) -> Result<Self, String> {
+                match text {
+                    $($word => Ok($variant),)+
+                    other => Err(format!("found {other:?}")),
+                }
+            }
+            fn to_text(&self) -> String {
+                match self {
+                    $($variant => $word.to_owned(),)+
+                }
+            }
+        }
+    };
+}
+pub(crate) use keyword_setting;
+
 /// Settings that are read with `FromStr` and shown with `Display`.
 macro_rules! setting_by_from_str {
     ($($type:ty, $kind:expr, $expected:literal;)*) => {$(

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::runtime::{Section, Setting};
+use crate::runtime::{Section, keyword_setting};
 
 /// `[log]`.
 #[derive(Debug, Clone)]
@@ -25,22 +25,7 @@ pub enum LogFormat {
     Json,
 }
 
-impl Setting for LogFormat {
-    const EXPECTED: &'static str = "\"text\" or \"json\"";
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            other => Err(format!("{other} is neither")),
-        }
-    }
-    fn to_text(&self) -> String {
-        match self {
-            Self::Text => "text".to_owned(),
-            Self::Json => "json".to_owned(),
-        }
-    }
-}
+keyword_setting!(LogFormat, "\"text\" or \"json\"", "text" => LogFormat::Text, "json" => LogFormat::Json);
 
 impl LogConfig {
     /// Reads the section.
