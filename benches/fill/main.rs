@@ -79,6 +79,8 @@ struct Run {
 }
 
 fn measure(blob: &origin::Blob, subject: Subject) -> Run {
+    // What the run before has left to be written would be charged to this one.
+    rustix::fs::sync();
     let origin = Server::origin(blob, None);
     let server = match subject {
         Subject::Origin => None,
