@@ -165,4 +165,4 @@ async fn connection(
 
 /// hyper's bound on what one connection queues for writing before it asks for more. It takes whole
 /// frames, so a client that reads nothing holds one of 256 KiB.
-const WRITE_BUFFER: usize = 512 << 10;
+const WRITE_BUFFER: usize = 64 << 10;

@@ -1,10 +1,15 @@
 //! Durability without stalls: blobs are served at once and synced behind their readers.
+//!
+//! A sync waits a few seconds: the kernel has then written most of the blob by itself, and the
+//! disk is not busy with it while the fill's clients still read and other fills write.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Blob;
 use crate::runtime::Tasks;
@@ -13,10 +18,16 @@ use crate::runtime::Tasks;
 /// verification after a power loss and nothing else.
 const QUEUE: usize = 4096;
 
+/// How long a blob waits for its sync; a stop does not.
+const SETTLING: Duration = Duration::from_secs(3);
+
+/// A blob that waits for its sync, which is due at this time.
+type Sealed = (Arc<Blob>, PathBuf, Instant);
+
 /// Where sealed blobs are handed over.
 #[derive(Debug, Clone)]
 pub(super) struct DurabilityQueue {
-    sender: mpsc::Sender<(Arc<Blob>, PathBuf)>,
+    sender: mpsc::Sender<Sealed>,
     /// Blobs without their mark: waiting, refused by the queue or refused by the disk.
     unmarked: Arc<AtomicU64>,
 }
@@ -24,7 +35,7 @@ pub(super) struct DurabilityQueue {
 impl DurabilityQueue {
     /// Starts the task that syncs one blob after the other until the process drains.
     pub(super) fn start(tasks: &Tasks) -> Self {
-        let (sender, mut receiver) = mpsc::channel::<(Arc<Blob>, PathBuf)>(QUEUE);
+        let (sender, mut receiver) = mpsc::channel::<Sealed>(QUEUE);
         let queue = Self { sender, unmarked: Arc::default() };
         let (unmarked, draining) = (Arc::clone(&queue.unmarked), tasks.clone());
         tasks.spawn("durability", async move {
@@ -35,7 +46,11 @@ impl DurabilityQueue {
                     // Everything queued so far was taken by the branch above.
                     () = draining.draining() => None,
                 };
-                let Some((blob, path)) = next else { break };
+                let Some((blob, path, due)) = next else { break };
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    () = draining.draining() => {}
+                }
                 let digest = *blob.digest();
                 match tokio::task::spawn_blocking(move || blob.make_durable(&path)).await {
                     Ok(Ok(())) => {
@@ -53,7 +68,7 @@ impl DurabilityQueue {
 
     pub(super) fn push(&self, blob: Arc<Blob>, path: PathBuf) {
         self.unmarked.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = self.sender.try_send((blob, path)) {
+        if let Err(error) = self.sender.try_send((blob, path, Instant::now() + SETTLING)) {
             tracing::debug!(%error, "a blob stays without its durable mark");
         }
     }
