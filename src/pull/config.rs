@@ -156,7 +156,7 @@ pub struct FillConfig {
     pub unverified_ranges: bool,
     /// How long a request waits for the first byte that it asked for.
     pub wait_timeout: Duration,
-    /// Fills at once from one upstream; each holds about 1.5 MiB. More wait for their turn.
+    /// Fills at once from one upstream; each holds about 2.5 MiB. More wait for their turn.
     pub max_concurrent: usize,
     /// The largest blob that is accepted.
     pub max_blob_size: Bytes,

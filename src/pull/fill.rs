@@ -18,7 +18,7 @@ use crate::upstream::Download;
 
 /// How long less than a block may wait for more before it is written. Long enough to gather a
 /// block at line rate, short enough not to be felt.
-const LINGER: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(4);
 
 /// Runs one flight to its end and tells its followers.
 pub(super) async fn run(puller: Puller, flight: Arc<Flight>, route: Route, digest: Digest) {

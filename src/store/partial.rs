@@ -33,7 +33,7 @@ use crate::oci::{Digest, Hasher, Mismatch};
 
 /// What is written at once: amortises the hop to the blocking pool. A fill holds two blocks, one
 /// that is written and one that gathers.
-pub(super) const BLOCK: usize = 512 << 10;
+pub(super) const BLOCK: usize = 1 << 20;
 /// How much of a fill a `kill -9` may cost: this much time or this many bytes, whichever is less.
 /// A checkpoint is one small `pwrite`.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
