@@ -37,7 +37,7 @@ pub(super) const BLOCK: usize = 1 << 20;
 /// How much of a fill a `kill -9` may cost: this much time or this many bytes, whichever is less.
 /// A checkpoint is one small `pwrite`.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-const CHECKPOINT_BYTES: u64 = 4 << 20;
+const CHECKPOINT_BYTES: u64 = 1 << 20;
 
 /// The file of a blob in flight, for reading.
 #[derive(Debug, Clone)]
