@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 from . import scenarios as _register_all  # noqa: F401
-from .images import open_library
 from .lab import Lab, scenarios
 from .machine import Workspace
+from .recipe import open_library
 from .report import Report, Stopped
+from .tools import open_tools
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -27,10 +28,11 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     binary = None if options.peer else options.edge.resolve() if options.edge else build()
     report = Report(options.keep_going)
-    workspace = Workspace(options.verbose)
+    cache = cache_folder()
+    workspace = Workspace(open_tools(cache), options.verbose)
     succeeded = False
     try:
-        lab = Lab(workspace, open_library(cache_folder(), workspace), report, binary, options.peer, options.compare)
+        lab = Lab(workspace, open_library(cache, workspace), report, binary, options.peer, options.compare)
         run_all(lab, chosen)
     except Stopped:
         pass
@@ -66,9 +68,11 @@ def build():
 
 
 def cache_folder():
-    """Where the made images are kept between runs."""
+    """Where the made images and the built clients are kept between runs."""
     fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clawhub-edge-interop"
-    return Path(os.environ.get("CLAWHUB_INTEROP_CACHE", fallback))
+    folder = Path(os.environ.get("CLAWHUB_INTEROP_CACHE", fallback))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 sys.exit(main())

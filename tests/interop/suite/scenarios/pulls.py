@@ -32,7 +32,7 @@ for _client in CLIENTS:
 def pull_in_every_state(lab, origin, edge, client_type, kinds):
     images = lab.library.images(*kinds)
     light = [image for image in images if image.kind not in HEAVY_KINDS]
-    with client_type(lab.workspace, edge, origin.name) as client:
+    with client_type(lab.workspace, edge) as client:
         for image in images:
             with lab.check(f"cold · {image.kind}"):
                 asked = downloads(pull(origin, client, image), image)
