@@ -12,6 +12,8 @@ class BuildKitDaemon:
         self._workspace = workspace
         self._folder = workspace.folder("buildkit")
         self._address = f"unix://{self._folder}/buildkitd.sock"
+        # what it has pulled, by digest
+        self.content = self._folder / "root/runc-native/content/blobs/sha256"
         self._configuration = self._folder / "buildkitd.toml"
         self._configuration.write_text(configuration)
 

@@ -114,9 +114,7 @@ class _Maker:
         (context / "Dockerfile").write_text("\n".join(steps))
         push = f"name={self._origin.location}/apps/{kind}:latest,push=true,registry.insecure=true,oci-mediatypes=true"
         output = ",".join(filter(None, ("type=image", push, options)))
-        # an image without provenance is a manifest, not an index
-        provenance = arguments or ("--opt=attest:provenance=disabled=true",)
-        daemon.build(context, f"--opt=platform={PLATFORM}", f"--output={output}", *provenance)
+        daemon.build(context, f"--opt=platform={PLATFORM}", f"--output={output}", *arguments)
         self._enter(kind)
 
     def _built_by_buildah(self):

@@ -29,6 +29,10 @@ class Client:
     def pull(self, image, platform=PLATFORM):
         raise NotImplementedError
 
+    def reads(self, image, platform=PLATFORM):
+        """The digests that a pull may read, and no others."""
+        return image.manifests(platform) | image.blobs(platform)
+
     def name(self, image):
         """What its user types, where the client knows the cache as a mirror."""
         return f"{self.upstream_name}/{image.reference}"

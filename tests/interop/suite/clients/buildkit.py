@@ -18,7 +18,7 @@ class BuildKit(Client):
         # without an output BuildKit fetches no layer
         output = f"--output=type=oci,dest={target}/image.tar"
         try:
-            self._daemon.build(context, f"--opt=platform={platform}", "--opt=attest:provenance=disabled=true", output)
+            self._daemon.build(context, f"--opt=platform={platform}", output)
             return digests_in(self._daemon.content)
         finally:
             shutil.rmtree(target)
