@@ -375,7 +375,8 @@ def _tar(files):
             entry = tarfile.TarInfo(path)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    return tar.getvalue()
+    # without Python's padding to whole records, which a writer of zstd:chunked does not reproduce
+    return tar.getvalue()[: archive.offset]
 
 
 class _Layout:
