@@ -50,6 +50,12 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message)
     }
 
+    /// A request that has been here before.
+    pub(super) fn request_loop() -> Self {
+        let message = "this request has come through this edge already: its upstreams lead in a circle";
+        Self::new(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, message)
+    }
+
     /// A range that lies outside of the blob.
     pub(super) fn unsatisfiable_range(size: u64) -> Self {
         let message = format!("the blob has {size} bytes");

@@ -16,7 +16,7 @@ use super::body::ResponseBody;
 use super::respond::{Refusal, cache_status};
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
-    Resolved, Target, media_type, next_page_link,
+    Resolved, Target, Via, media_type, next_page_link,
 };
 use crate::pull::{BlobAnswer, Freshness, ManifestAnswer, Puller, Want};
 use crate::routing::{Route, Routes};
@@ -198,6 +198,10 @@ impl Service {
             let answer = Answer::from(Refusal::unsupported_method()).header(header::ALLOW, "GET, HEAD");
             return ("write", answer);
         }
+        let via = via(parts);
+        if via.is_loop(self.routes.node()) {
+            return ("invalid", Refusal::request_loop().into());
+        }
         let request = match ApiRequest::parse(parts.uri.path(), parts.uri.query()) {
             Ok(request) => request,
             Err(error) => return ("invalid", Refusal::from(&error).into()),
@@ -242,7 +246,8 @@ impl Service {
 
     fn route(&self, parts: &Parts, ns: Option<&str>, repository: &Repository) -> Result<Route, Refusal> {
         let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        self.routes.find(ns, host, repository).map_err(|error| Refusal::from(&error))
+        let route = self.routes.find(ns, host, repository).map_err(|error| Refusal::from(&error))?;
+        Ok(Route { via: via(parts), ..route })
     }
 
     async fn manifest(&self, parts: &Parts, route: &Route, reference: &Reference) -> Result<Answer, Refusal> {
@@ -402,6 +407,11 @@ async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, R
     let content_range = ContentRange { range: Some(range), size: Some(size) };
     Ok(blob_answer(StatusCode::PARTIAL_CONTENT, Some(range.len()), ResponseBody::stream(reader))
         .header(header::CONTENT_RANGE, content_range.to_string()))
+}
+
+/// Which proxies the request has come through.
+fn via(parts: &Parts) -> Via {
+    Via::received(parts.headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok()))
 }
 
 /// The range that a client asks for, if it is to be honoured: `If-Range` with another entity than

@@ -42,6 +42,7 @@ mod name;
 mod percent;
 mod range;
 mod request;
+mod via;
 
 pub use challenge::{Challenge, Scheme};
 pub use descriptor::{Descriptor, Platform, PlatformError};
@@ -54,3 +55,4 @@ pub use media_type::{MANIFEST_ACCEPT, essence};
 pub use name::{NameError, Reference, ReferenceError, Repository, Tag};
 pub use range::{ByteRange, ContentRange, RangeError, RangeRequest, RangeSpec, Resolved};
 pub use request::{ApiRequest, Page, RequestError, Target};
+pub use via::{NodeId, Via};

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::config::OnAbandon;
 use super::flight::{Flight, Phase};
 use super::{Error, Puller};
-use crate::oci::Digest;
+use crate::oci::{ByteRange, Digest};
 use crate::routing::Route;
 use crate::store::{Blob, Partial};
 use crate::upstream::Download;
@@ -134,7 +134,7 @@ async fn open(
     digest: &Digest,
     partial: &mut Partial,
 ) -> Result<Download, Error> {
-    let download = |from| puller.client().download(&route.upstream, &route.repository, digest, from);
+    let download = |from| puller.client().download(route, digest, ByteRange::new(from, u64::MAX));
     let mut opened = download(partial.position()).await.map_err(Error::from);
     let contradicts = match &opened {
         Ok(download) => partial.size().is_some_and(|known| download.size().is_some_and(|said| said != known)),

@@ -133,7 +133,7 @@ impl Puller {
         let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
         let (head, _) = self.0.manifest_heads.run(key, move || async move {
             let reference = Reference::Digest(digest);
-            let head = puller.client().head_manifest(&route.upstream, &route.repository, &reference).await;
+            let head = puller.client().head_manifest(&route, &reference).await;
             let head = head.map_err(Error::from);
             puller.note_negative(&negative, &head);
             if head.is_ok() {
@@ -190,7 +190,7 @@ impl Puller {
         reference: &Reference,
     ) -> Result<Arc<StoredManifest>, Error> {
         let checked_at = self.0.clock.now();
-        let fetched = self.client().manifest(&route.upstream, &route.repository, reference).await?;
+        let fetched = self.client().manifest(route, reference).await?;
         let digest = reference
             .digest()
             .or(fetched.digest)

@@ -150,8 +150,7 @@ impl Puller {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<FetchedReferrers, Error> {
-        let found =
-            self.client().referrers(&route.upstream, &route.repository, digest, artifact_type).await?;
+        let found = self.client().referrers(route, digest, artifact_type).await?;
         match Manifest::parse(&found.body, found.content_type.as_deref())? {
             Manifest::Index(_) => Ok(found),
             Manifest::Image(_) => Err(Error::Unknown(ErrorCode::ManifestUnknown)),

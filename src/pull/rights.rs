@@ -55,7 +55,7 @@ impl Puller {
                 // Proven since the caller looked.
                 return Ok(Some(size));
             }
-            let head = puller.client().head_blob(&route.upstream, &route.repository, &digest).await;
+            let head = puller.client().head_blob(&route, &digest).await;
             let size = head.map(|head| head.size).map_err(Error::from);
             puller.note_negative(&negative, &size);
             if size.is_ok() {

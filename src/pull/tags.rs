@@ -175,7 +175,7 @@ impl Puller {
         let upstream = route.upstream.name.as_str();
         let reference = Reference::Tag(tag.clone());
         let checked_at = self.0.clock.now();
-        let head = match self.client().head_manifest(&route.upstream, &route.repository, &reference).await {
+        let head = match self.client().head_manifest(route, &reference).await {
             Ok(head) => head,
             Err(error) => {
                 let error = Error::from(error);
@@ -232,7 +232,7 @@ impl Puller {
     }
 
     async fn fetch_tags(&self, route: &Route, page: &Page, query: &str) -> Result<Arc<TagListRecord>, Error> {
-        let list = self.client().tags(&route.upstream, &route.repository, page).await?;
+        let list = self.client().tags(route, page).await?;
         let record = Arc::new(TagListRecord {
             tags: list.tags,
             next: list.next.map(|page| (page.n, page.last)),

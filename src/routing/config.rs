@@ -7,7 +7,7 @@ use regex::Regex;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::oci::Repository;
+use crate::oci::{NodeId, Repository};
 use crate::runtime::{Secret, Section};
 
 use super::builtin::{BUILTIN, Builtin, DOCKER_HUB};
@@ -37,6 +37,8 @@ pub struct RoutingConfig {
     pub upstreams: Vec<Upstream>,
     /// The one that requests without a name mean.
     pub default_upstream: Option<UpstreamName>,
+    /// What this edge is called in `Via`.
+    pub node: NodeId,
     /// What the operator should know before the first request, to be logged at the start.
     pub warnings: Vec<String>,
 }
@@ -69,8 +71,12 @@ impl RoutingConfig {
             }
         }
         check_names(&tables, &upstreams);
-        let default_upstream = read_default(&routing, &upstreams);
-        Self { upstreams: upstreams.into_values().collect(), default_upstream, warnings: reader.warnings }
+        Self {
+            default_upstream: read_default(&routing, &upstreams),
+            node: routing.optional("node_id").unwrap_or_else(random_node),
+            upstreams: upstreams.into_values().collect(),
+            warnings: reader.warnings,
+        }
     }
 
     /// Whether any endpoint has a credential of its own: whoever can reach this edge then shares its rights.
@@ -173,6 +179,12 @@ impl Reader {
             }
         }
     }
+}
+
+/// Edges that are not told their names must still tell themselves from each other.
+fn random_node() -> NodeId {
+    let name = format!("clawhub-edge-{:08x}", fastrand::u32(..));
+    name.parse().expect("letters, digits and hyphens")
 }
 
 fn read_default(routing: &Section<'_>, upstreams: &BTreeMap<UpstreamName, Upstream>) -> Option<UpstreamName> {

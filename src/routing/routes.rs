@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::oci::Repository;
+use crate::oci::{NodeId, Repository, Via};
 
 use super::builtin::DOCKER_HUB;
 use super::config::RoutingConfig;
@@ -19,6 +19,7 @@ pub struct Routes {
     upstreams: Vec<Arc<Upstream>>,
     by_name: HashMap<Box<str>, Entry>,
     default: Option<Arc<Upstream>>,
+    node: NodeId,
 }
 
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// The repository as that upstream calls it.
     pub repository: Repository,
+    /// Which proxies the request has come through; requests to the upstream carry it on.
+    pub via: Via,
 }
 
 /// A request names no upstream of this edge.
@@ -73,12 +76,17 @@ impl Routes {
         let default = config
             .default_upstream
             .and_then(|name| by_name.get(name.as_str()).map(|entry: &Entry| Arc::clone(&entry.upstream)));
-        Self { upstreams, by_name, default }
+        Self { upstreams, by_name, default, node: config.node }
     }
 
     /// Every upstream, in the order of their names.
     pub fn upstreams(&self) -> &[Arc<Upstream>] {
         &self.upstreams
+    }
+
+    /// What this edge is called in `Via`.
+    pub fn node(&self) -> &NodeId {
+        &self.node
     }
 
     /// The upstream that requests without any name mean.
@@ -149,7 +157,7 @@ fn route(upstream: &Arc<Upstream>, repository: Repository) -> Route {
     } else {
         repository
     };
-    Route { upstream: Arc::clone(upstream), repository }
+    Route { upstream: Arc::clone(upstream), repository, via: Via::default() }
 }
 
 /// Enough of a client's text to recognise it in an error.

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use crate::oci::{
-    Algorithm, ApiRequest, Digest, MAX_MANIFEST_SIZE, Page, Reference, Repository, Target, next_link,
+    Algorithm, ApiRequest, ByteRange, Digest, MAX_MANIFEST_SIZE, Page, Reference, Target, next_link,
 };
-use crate::routing::{Routes, Upstream, UpstreamName};
+use crate::routing::{Route, Routes, Upstream, UpstreamName};
 use crate::runtime::{Backoff, Clock};
 
 use super::body::{Pace, ReadError, read_all};
@@ -98,7 +98,8 @@ impl Client {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, ClientError> {
-        let shared = Arc::new(Shared { config, clock, metrics });
+        let node = routes.node().clone();
+        let shared = Arc::new(Shared { config, clock, metrics, node });
         let mut clients = Clients::new(&shared.config);
         let mut remotes = HashMap::new();
         for upstream in routes.upstreams() {
@@ -115,20 +116,15 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]; [`Error::is_retryable`] says whether asking again later can help.
-    pub async fn head_manifest(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<ManifestHead, Error> {
-        let target = Target::Manifest { repository: repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::ManifestHead, target);
-        let mut rounds = self.rounds(upstream)?;
+    pub async fn head_manifest(&self, route: &Route, reference: &Reference) -> Result<ManifestHead, Error> {
+        let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
+        let question = Question::new(Kind::ManifestHead, target, &route.via);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest_head(&remote, &question, reference).await {
                 Ok(head) => return Ok(head),
                 Err(Error::Refused { status: 405 | 501, .. }) => {
-                    return self.manifest(upstream, repository, reference).await.map(ManifestHead::from);
+                    return self.manifest(route, reference).await.map(ManifestHead::from);
                 }
                 Err(error) => rounds.failed(error),
             }
@@ -140,15 +136,10 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::head_manifest`]; [`Error::Corrupt`] when the body is not what its digest says.
-    pub async fn manifest(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<FetchedManifest, Error> {
-        let target = Target::Manifest { repository: repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::Manifest, target);
-        let mut rounds = self.rounds(upstream)?;
+    pub async fn manifest(&self, route: &Route, reference: &Reference) -> Result<FetchedManifest, Error> {
+        let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
+        let question = Question::new(Kind::Manifest, target, &route.via);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest(&remote, &question, reference).await {
                 Ok(manifest) => return Ok(manifest),
@@ -162,15 +153,10 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::head_manifest`].
-    pub async fn head_blob(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<BlobHead, Error> {
-        let target = Target::Blob { repository: repository.clone(), digest: *digest };
-        let question = Question::new(Kind::BlobHead, target);
-        let mut rounds = self.rounds(upstream)?;
+    pub async fn head_blob(&self, route: &Route, digest: &Digest) -> Result<BlobHead, Error> {
+        let target = Target::Blob { repository: route.repository.clone(), digest: *digest };
+        let question = Question::new(Kind::BlobHead, target, &route.via);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match blob_head(&remote, &question, digest).await {
                 Ok(head) => return Ok(head),
@@ -180,22 +166,22 @@ impl Client {
         Err(rounds.verdict())
     }
 
-    /// Begins to fetch a blob at byte `from`. Returns once the first response's head is there.
+    /// Begins to fetch these bytes of a blob; `u64::MAX` stands for its end, wherever that is. Returns once
+    /// the first response's head is there.
     ///
     /// # Errors
     /// As [`Client::head_manifest`], and as quickly.
     pub async fn download(
         &self,
-        upstream: &Arc<Upstream>,
-        repository: &Repository,
+        route: &Route,
         digest: &Digest,
-        from: u64,
+        bytes: ByteRange,
     ) -> Result<Download, Error> {
-        let mut rounds = self.rounds(upstream)?;
+        let mut rounds = self.rounds(&route.upstream)?;
         let remotes = Arc::clone(&rounds.remotes);
-        let begun = Download::begin(remotes, repository.clone(), *digest, from);
+        let begun = Download::begin(remotes, route, *digest, bytes);
         while let Some(index) = rounds.next_index().await {
-            match begun.open(index, from, None).await {
+            match begun.open(index, bytes.start, None).await {
                 Ok(opened) => return Ok(begun.streaming(index, opened)),
                 Err(error) => rounds.failed(error),
             }
@@ -207,15 +193,10 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::head_manifest`].
-    pub async fn tags(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        page: &Page,
-    ) -> Result<TagPage, Error> {
-        let target = Target::Tags { repository: repository.clone(), page: page.clone() };
-        let question = Question::new(Kind::Tags, target);
-        let mut rounds = self.rounds(upstream)?;
+    pub async fn tags(&self, route: &Route, page: &Page) -> Result<TagPage, Error> {
+        let target = Target::Tags { repository: route.repository.clone(), page: page.clone() };
+        let question = Question::new(Kind::Tags, target, &route.via);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match tags(&remote, &question, page).await {
                 Ok(tags) => return Ok(tags),
@@ -232,18 +213,17 @@ impl Client {
     /// As [`Client::head_manifest`].
     pub async fn referrers(
         &self,
-        upstream: &Upstream,
-        repository: &Repository,
+        route: &Route,
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<FetchedReferrers, Error> {
         let target = Target::Referrers {
-            repository: repository.clone(),
+            repository: route.repository.clone(),
             digest: *digest,
             artifact_type: artifact_type.map(str::to_owned),
         };
-        let question = Question::new(Kind::Referrers, target);
-        let mut rounds = self.rounds(upstream)?;
+        let question = Question::new(Kind::Referrers, target, &route.via);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match referrers(&remote, &question).await {
                 Ok(referrers) => return Ok(referrers),

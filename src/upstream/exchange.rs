@@ -8,14 +8,14 @@ use hyper::header::{HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 use tokio::time::{Instant, timeout};
 
-use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, Target, media_type};
+use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, RangeSpec, Target, Via, media_type};
 
 use super::body;
 use super::error::{Error, Stage};
 use super::health::Silence;
 use super::metrics::Kind;
 use super::redirect::{self, RedirectError};
-use super::remote::{Remote, words};
+use super::remote::{Outgoing, Remote, words};
 use super::response::{Answer, retry_after};
 
 /// What an endpoint is asked, in the words of the caller's repository.
@@ -23,13 +23,15 @@ use super::response::{Answer, retry_after};
 pub(super) struct Question {
     pub(super) kind: Kind,
     pub(super) target: Target,
-    /// Ask for the bytes from here on.
-    pub(super) range_from: Option<u64>,
+    /// Only these bytes of it.
+    pub(super) range: Option<RangeSpec>,
+    /// Which proxies the request that leads to this question has come through.
+    pub(super) via: Via,
 }
 
 impl Question {
-    pub(super) fn new(kind: Kind, target: Target) -> Self {
-        Self { kind, target, range_from: None }
+    pub(super) fn new(kind: Kind, target: Target, via: &Via) -> Self {
+        Self { kind, target, range: None, via: via.clone() }
     }
 
     fn method(&self) -> Method {
@@ -147,10 +149,15 @@ impl Remote {
         let mut is_elsewhere = false;
         for _ in 0..=self.config().max_redirects {
             let sent = authorization.filter(|_| !is_elsewhere);
-            let method = question.method();
-            let response = self
-                .request(&site, url.clone(), method, question.accept(), question.range_from, sent)
-                .await?;
+            let request = Outgoing {
+                method: question.method(),
+                accept: question.accept(),
+                range: question.range,
+                authorization: sent,
+                // Whoever a redirect leads to is none of the proxies that could ask us again.
+                via: (!is_elsewhere).then_some(&question.via),
+            };
+            let response = self.request(&site, url.clone(), request).await?;
             has_answered.store(true, Ordering::Relaxed);
             if !is_redirect(response.status()) {
                 return Ok(Answer { response, is_from_elsewhere: is_elsewhere });
@@ -169,7 +176,7 @@ impl Remote {
         let status = answer.status();
         let is_asked_for = match status {
             StatusCode::OK => true,
-            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => question.range_from.is_some(),
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => question.range.is_some(),
             _ => false,
         };
         if is_asked_for {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT, VIA};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::oci::ErrorDocument;
+use crate::oci::{ErrorDocument, NodeId, RangeSpec, Via};
 use crate::routing::{Endpoint, Site, TlsSettings, Upstream};
 use crate::runtime::{Clock, Timestamp};
 
@@ -31,6 +31,18 @@ pub(super) struct Shared {
     pub(super) config: FetchConfig,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
+    pub(super) node: NodeId,
+}
+
+/// One request on its way out, besides where it goes.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    pub(super) method: Method,
+    pub(super) accept: Option<&'static str>,
+    pub(super) range: Option<RangeSpec>,
+    pub(super) authorization: Option<&'a HeaderValue>,
+    /// For endpoints only: which proxies have been passed.
+    pub(super) via: Option<&'a Via>,
 }
 
 /// One endpoint.
@@ -107,24 +119,24 @@ impl Remote {
         &self,
         site: &Site,
         url: Uri,
-        method: Method,
-        accept: Option<&'static str>,
-        range_from: Option<u64>,
-        authorization: Option<&HeaderValue>,
+        outgoing: Outgoing<'_>,
     ) -> Result<Response<Incoming>, Error> {
         let mut request = Request::builder()
-            .method(method)
+            .method(outgoing.method)
             .uri(url)
             .header(USER_AGENT, AGENT)
             // The digest is over the bytes as they are.
             .header(ACCEPT_ENCODING, "identity");
-        if let Some(accept) = accept {
+        if let Some(accept) = outgoing.accept {
             request = request.header(ACCEPT, accept);
         }
-        if let Some(first) = range_from {
-            request = request.header(RANGE, format!("bytes={first}-"));
+        if let Some(range) = outgoing.range {
+            request = request.header(RANGE, format!("bytes={range}"));
         }
-        if let Some(authorization) = authorization {
+        if let Some(via) = outgoing.via {
+            request = request.header(VIA, via.through(&self.shared.node));
+        }
+        if let Some(authorization) = outgoing.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.unreachable(chain(&error)))?;

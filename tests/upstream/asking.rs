@@ -93,13 +93,13 @@ async fn tags_come_page_by_page() {
     let edge = Edge::of(&[origin.url()]);
     let (mut page, mut pages) = (Some(Page { n: Some(2), last: None }), Vec::new());
     while let Some(wanted) = page {
-        let answer = edge.client.tags(&edge.upstream, &repository(), &wanted).await.unwrap();
+        let answer = edge.client.tags(&edge.route(), &wanted).await.unwrap();
         pages.push(answer.tags.join(" "));
         page = answer.next;
     }
     assert_eq!(pages, ["a b", "c d", "e"]);
     let unknown = "library/other".parse().unwrap();
-    let error = edge.client.tags(&edge.upstream, &unknown, &Page::default()).await.unwrap_err();
+    let error = edge.client.tags(&edge.route_to(unknown), &Page::default()).await.unwrap_err();
     assert_eq!(error.kind(), "not_found");
 }
 
@@ -109,13 +109,12 @@ async fn referrers_come_as_they_are_and_a_missing_api_is_told_apart() {
     let image = origin.add_image(REPOSITORY, "latest", vec![]);
     let digest = parsed(&image.manifest_digest);
     let edge = Edge::of(&[origin.url()]);
-    let repository = repository();
-    let missing = edge.client.referrers(&edge.upstream, &repository, &digest, Some("a/b")).await.unwrap_err();
+    let missing = edge.client.referrers(&edge.route(), &digest, Some("a/b")).await.unwrap_err();
     assert_eq!(missing.kind(), "not_found");
     origin.add_referrers(REPOSITORY, &image.manifest_digest, vec![json!({ "artifactType": "a/b" })]);
     origin.fault(Fault::on("GET", "artifactType=a").header("OCI-Filters-Applied", "artifactType"));
-    let found = edge.client.referrers(&edge.upstream, &repository, &digest, Some("a/b")).await.unwrap();
+    let found = edge.client.referrers(&edge.route(), &digest, Some("a/b")).await.unwrap();
     assert!(found.is_filtered);
     assert!(String::from_utf8_lossy(&found.body).contains("a/b"));
-    assert!(!edge.client.referrers(&edge.upstream, &repository, &digest, None).await.unwrap().is_filtered);
+    assert!(!edge.client.referrers(&edge.route(), &digest, None).await.unwrap().is_filtered);
 }

@@ -51,10 +51,8 @@ async fn many_at_once_share_one_token() {
     let edge = as_robot(&origin);
     let requests: Vec<_> = (0..20)
         .map(|_| {
-            let (client, upstream) = (edge.client.clone(), edge.upstream.clone());
-            tokio::spawn(async move {
-                client.manifest(&upstream, &super::repository(), &"latest".parse().unwrap()).await
-            })
+            let (client, route) = (edge.client.clone(), edge.route());
+            tokio::spawn(async move { client.manifest(&route, &"latest".parse().unwrap()).await })
         })
         .collect();
     for request in requests {
@@ -154,7 +152,7 @@ async fn a_redirect_to_another_site_drops_the_authorization() {
         }
         let edge = as_robot(&origin);
         assert_eq!(edge.fetch(&digest, 0).await.unwrap(), synthetic_bytes(1000, 3));
-        let head = edge.client.head_blob(&edge.upstream, &super::repository(), &super::parsed(&digest)).await;
+        let head = edge.client.head_blob(&edge.route(), &super::parsed(&digest)).await;
         assert_eq!(head.unwrap().size, Some(1000));
     }
     assert_eq!(storage.count("GET", "redirected=1"), 2);

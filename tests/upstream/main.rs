@@ -18,8 +18,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawhub_edge::oci::{Digest, Reference, Repository};
-use clawhub_edge::routing::{Routes, RoutingConfig, Upstream};
+use clawhub_edge::oci::{ByteRange, Digest, Reference, Repository, Via};
+use clawhub_edge::routing::{Route, Routes, RoutingConfig, Upstream};
 use clawhub_edge::runtime::{Bytes as Size, ManualClock, Settings, Timestamp};
 use clawhub_edge::upstream::{Client, Download, Error, FetchConfig, Metrics};
 
@@ -65,8 +65,17 @@ impl Edge {
         Self { client, upstream, clock, metrics: registry }
     }
 
+    /// To the repository of these tests.
+    fn route(&self) -> Route {
+        self.route_to(repository())
+    }
+
+    fn route_to(&self, repository: Repository) -> Route {
+        Route { upstream: Arc::clone(&self.upstream), repository, via: Via::default() }
+    }
+
     async fn download(&self, digest: &str, from: u64) -> Result<Download, Error> {
-        self.client.download(&self.upstream, &repository(), &parsed(digest), from).await
+        self.client.download(&self.route(), &parsed(digest), ByteRange::new(from, u64::MAX)).await
     }
 
     /// A whole blob, or the error it ends with.
@@ -75,13 +84,11 @@ impl Edge {
     }
 
     async fn manifest(&self, reference: &str) -> Result<clawhub_edge::upstream::FetchedManifest, Error> {
-        self.client.manifest(&self.upstream, &repository(), &reference.parse::<Reference>().unwrap()).await
+        self.client.manifest(&self.route(), &reference.parse::<Reference>().unwrap()).await
     }
 
     async fn head(&self, reference: &str) -> Result<clawhub_edge::upstream::ManifestHead, Error> {
-        self.client
-            .head_manifest(&self.upstream, &repository(), &reference.parse::<Reference>().unwrap())
-            .await
+        self.client.head_manifest(&self.route(), &reference.parse::<Reference>().unwrap()).await
     }
 
     /// The sum of a counter's values whose labels contain `label`.

@@ -10,7 +10,7 @@ use crate::routing::Login;
 use crate::runtime::Timestamp;
 use crate::upstream::body::{self, Pace, ReadError};
 use crate::upstream::error::Error;
-use crate::upstream::remote::{self, Remote};
+use crate::upstream::remote::{self, Outgoing, Remote};
 use crate::upstream::response;
 
 use super::{Token, TokenService, secret_header};
@@ -45,8 +45,14 @@ pub(super) async fn fetch(
         reason: format!("its token service {} {reason}", service.site),
     };
     let url = url(service, scope).ok_or_else(|| not_a_registry("has no valid URL".to_owned()))?;
-    let response =
-        remote.request(&service.site, url, Method::GET, None, None, authorization.as_ref()).await?;
+    let request = Outgoing {
+        method: Method::GET,
+        accept: None,
+        range: None,
+        authorization: authorization.as_ref(),
+        via: None,
+    };
+    let response = remote.request(&service.site, url, request).await?;
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
         let text = body::drain(body, remote.config()).await;
