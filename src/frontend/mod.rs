@@ -8,6 +8,7 @@ mod body;
 mod config;
 mod connection;
 mod listener;
+mod multipart;
 mod respond;
 mod service;
 

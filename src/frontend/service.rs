@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use super::access_log::{self, Record};
 use super::body::ResponseBody;
+use super::multipart::Multipart;
 use super::respond::{Refusal, cache_status};
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
     Resolved, Target, Via, media_type, next_page_link,
 };
-use crate::pull::{BlobAnswer, Freshness, ManifestAnswer, Puller, Want};
+use crate::pull::{BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
 use crate::routing::{Route, Routes};
 use crate::runtime::Tasks;
 use crate::telemetry::{self, Buckets, counter, counters, gauge, histogram};
@@ -276,20 +277,21 @@ impl Service {
                 return Ok(answer.digest(digest).freshness(&head.freshness));
             }
         }
-        let mut blob = self.puller.blob(route, digest).await.map_err(|error| refuse(&error))?;
+        let range = requested_range(parts, digest);
+        let blob = self.puller.blob(route, digest, range.as_ref()).await;
+        let mut blob = blob.map_err(|error| refuse(&error))?;
         let freshness = blob.freshness;
         if parts.version < Version::HTTP_11 {
             // Without a length such a body ends with the connection, and a broken one looks whole.
             blob.known_size().await.map_err(|error| refuse(&error))?;
         }
-        let answer = match requested_range(parts, digest) {
+        let answer = match range {
             None => whole(blob).await?,
             Some(range) => {
                 let size = blob.known_size().await.map_err(|error| refuse(&error))?;
                 match range.resolve(size) {
                     Resolved::Single(range) => part(blob, range, size).await?,
-                    // Allowed by RFC 9110, section 14.2: a server may ignore `Range`.
-                    Resolved::Several(_) => whole(blob).await?,
+                    Resolved::Several(ranges) => parts_of(blob, ranges, size).await?,
                     Resolved::Unsatisfiable => {
                         let content_range = ContentRange { range: None, size: Some(size) };
                         let refusal = Answer::from(Refusal::unsatisfiable_range(size));
@@ -402,8 +404,7 @@ async fn whole(blob: BlobAnswer) -> Result<Answer, Refusal> {
 }
 
 async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, Refusal> {
-    let mut reader = blob.range(range).await.map_err(|error| refuse(&error))?;
-    reader.ready().await.map_err(|error| refuse(&error))?;
+    let reader = ranges(blob, vec![range]).await?;
     let content_range = ContentRange { range: Some(range), size: Some(size) };
     Ok(blob_answer(StatusCode::PARTIAL_CONTENT, Some(range.len()), ResponseBody::stream(reader))
         .header(header::CONTENT_RANGE, content_range.to_string()))
@@ -412,6 +413,24 @@ async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, R
 /// Which proxies the request has come through.
 fn via(parts: &Parts) -> Via {
     Via::received(parts.headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok()))
+}
+
+async fn parts_of(blob: BlobAnswer, several: Vec<ByteRange>, size: u64) -> Result<Answer, Refusal> {
+    let multipart = Multipart::of(size);
+    let (length, content_type, first) =
+        (multipart.length(&several), HeaderValue::from(&multipart), several[0]);
+    let reader = ranges(blob, several).await?;
+    let body = ResponseBody::multipart(multipart, reader, first);
+    let mut answer = blob_answer(StatusCode::PARTIAL_CONTENT, Some(length), body);
+    answer.response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    Ok(answer)
+}
+
+/// A reader whose first byte is there.
+async fn ranges(blob: BlobAnswer, ranges: Vec<ByteRange>) -> Result<Reader, Refusal> {
+    let mut reader = blob.ranges(ranges).await.map_err(|error| refuse(&error))?;
+    reader.ready().await.map_err(|error| refuse(&error))?;
+    Ok(reader)
 }
 
 /// The range that a client asks for, if it is to be honoured: `If-Range` with another entity than

@@ -15,8 +15,10 @@ mod fill;
 mod flight;
 mod manifests;
 mod metrics;
+mod piece;
 mod reader;
 mod rights;
+mod schedule;
 mod tags;
 
 use std::collections::HashMap;
@@ -193,12 +195,18 @@ impl Puller {
 
     /// A turn for one fill from this upstream; waits while too many run.
     async fn fill_turn(&self, upstream: &UpstreamName) -> Result<OwnedSemaphorePermit, Error> {
-        let turns = {
-            let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Arc::new(Semaphore::new(self.0.fill_config.max_concurrent));
-            Arc::clone(turns.entry(upstream.clone()).or_insert_with(new))
-        };
-        turns.acquire_owned().await.map_err(|_| Error::Internal)
+        self.turns(upstream).acquire_owned().await.map_err(|_| Error::Internal)
+    }
+
+    /// A turn, if there is one at once.
+    fn try_fill_turn(&self, upstream: &UpstreamName) -> Option<OwnedSemaphorePermit> {
+        self.turns(upstream).try_acquire_owned().ok()
+    }
+
+    fn turns(&self, upstream: &UpstreamName) -> Arc<Semaphore> {
+        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Semaphore::new(self.0.fill_config.max_concurrent));
+        Arc::clone(turns.entry(upstream.clone()).or_insert_with(new))
     }
 
     /// Fails with what the upstream said moments ago, if it said that there is no such thing.

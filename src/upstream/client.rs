@@ -167,7 +167,8 @@ impl Client {
     }
 
     /// Begins to fetch these bytes of a blob; `u64::MAX` stands for its end, wherever that is. Returns once
-    /// the first response's head is there.
+    /// the first response's head is there. Where `size` is known, an endpoint that says another one is not
+    /// believed.
     ///
     /// # Errors
     /// As [`Client::head_manifest`], and as quickly.
@@ -176,12 +177,13 @@ impl Client {
         route: &Route,
         digest: &Digest,
         bytes: ByteRange,
+        size: Option<u64>,
     ) -> Result<Download, Error> {
         let mut rounds = self.rounds(&route.upstream)?;
         let remotes = Arc::clone(&rounds.remotes);
         let begun = Download::begin(remotes, route, *digest, bytes);
         while let Some(index) = rounds.next_index().await {
-            match begun.open(index, bytes.start, None).await {
+            match begun.open(index, bytes.start, size).await {
                 Ok(opened) => return Ok(begun.streaming(index, opened)),
                 Err(error) => rounds.failed(error),
             }

@@ -78,6 +78,8 @@ struct Transfer {
     pace: Pace,
     /// Bytes before the offset that are still to be thrown away.
     skip: u64,
+    /// Its end is marked on the wire, so that one that comes too early is no accident of the connection.
+    is_framed: bool,
     received: IntCounter,
     _permit: OwnedSemaphorePermit,
 }
@@ -182,6 +184,9 @@ impl Download {
                 self.size = Some(self.offset);
                 self.state = State::Ended;
                 return None;
+            }
+            Frame::End if transfer.is_framed => {
+                remote.corrupt(format!("a blob that ends at byte {}, which is too early", self.offset))
             }
             Frame::End => remote.unreachable(format!("the transfer ended at byte {}", self.offset)),
             Frame::Broken(reason) => {
@@ -304,6 +309,7 @@ impl Job {
         let transfer = Transfer {
             pace: Pace::new(remote.config()),
             skip,
+            is_framed: answer.is_framed(),
             received: remote.metrics().received(&remote.place().upstream),
             _permit: permit,
             body: answer.response.into_body(),

@@ -258,7 +258,7 @@ async fn a_part_is_asked_for_as_a_part_and_ends_where_it_was_to_end() {
     let part = async |start, end| {
         let digest = super::parsed(&digest);
         let mut download =
-            edge.client.download(&edge.route(), &digest, ByteRange::new(start, end)).await.unwrap();
+            edge.client.download(&edge.route(), &digest, ByteRange::new(start, end), None).await.unwrap();
         (download.size(), download.skipped(), rest(&mut download).await.unwrap())
     };
     let bytes = synthetic_bytes(1000, 9);

@@ -75,7 +75,7 @@ impl Edge {
     }
 
     async fn download(&self, digest: &str, from: u64) -> Result<Download, Error> {
-        self.client.download(&self.route(), &parsed(digest), ByteRange::new(from, u64::MAX)).await
+        self.client.download(&self.route(), &parsed(digest), ByteRange::new(from, u64::MAX), None).await
     }
 
     /// A whole blob, or the error it ends with.
