@@ -15,6 +15,7 @@ mod pulls;
 mod ranges;
 mod resume;
 mod rights;
+mod sparse;
 #[path = "../support/mod.rs"]
 mod support;
 mod tags;
