@@ -9,6 +9,7 @@ mod config;
 mod connection;
 mod listener;
 mod multipart;
+mod referrers;
 mod respond;
 mod service;
 

@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use super::access_log::{self, Record};
 use super::body::ResponseBody;
 use super::multipart::Multipart;
+use super::referrers;
 use super::respond::{Refusal, cache_status};
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
-    Resolved, Target, Via, media_type, next_page_link,
+    RequestError, Resolved, Target, Via, media_type, next_page_link,
 };
 use crate::pull::{BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
 use crate::routing::{Route, Routes};
@@ -237,8 +238,8 @@ impl Service {
             Target::Tags { repository, page } => {
                 self.tags(&self.route(parts, ns, repository)?, repository, page, ns).await
             }
-            Target::Referrers { repository, digest, artifact_type } => {
-                self.referrers(&self.route(parts, ns, repository)?, digest, artifact_type.as_deref()).await
+            Target::Referrers { repository, .. } => {
+                self.referrers(&self.route(parts, ns, repository)?, &request.target, ns).await
             }
             Target::Catalog { .. } => Err(Refusal::no_catalog()),
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
@@ -316,26 +317,28 @@ impl Service {
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
         Ok(match list.next {
             Some(next) => {
-                answer.header(header::LINK, next_page_link(&format!("/v2/{repository}/tags/list"), &next, ns))
+                let next = Target::Tags { repository: repository.clone(), page: next };
+                answer.header(header::LINK, next_page_link(&next, ns))
             }
             None => answer,
         })
     }
 
-    async fn referrers(
-        &self,
-        route: &Route,
-        digest: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Answer, Refusal> {
-        let found =
-            self.puller.referrers(route, digest, artifact_type).await.map_err(|error| refuse(&error))?;
-        let answer = Answer::text(StatusCode::OK, OCI_INDEX, found.body);
-        Ok(if found.is_filtered {
-            answer.header(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"))
-        } else {
-            answer
-        })
+    async fn referrers(&self, route: &Route, target: &Target, ns: Option<&str>) -> Result<Answer, Refusal> {
+        let Target::Referrers { digest, artifact_type, page, .. } = target else {
+            return Err(Refusal::from(&RequestError::NotFound));
+        };
+        let found = self.puller.referrers(route, digest).await.map_err(|error| refuse(&error))?;
+        let list = referrers::page(found.manifests(), artifact_type.as_deref(), page);
+        let mut answer = Answer::text(StatusCode::OK, OCI_INDEX, list.document).freshness(&found.freshness);
+        if artifact_type.is_some() {
+            answer = answer.header(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        }
+        if let Some(next) = list.next {
+            let next = target.clone().with_page(next);
+            answer = answer.header(header::LINK, next_page_link(&next, ns));
+        }
+        Ok(answer)
     }
 
     fn finish(

@@ -17,6 +17,7 @@ mod manifests;
 mod metrics;
 mod piece;
 mod reader;
+mod referrers;
 mod rights;
 mod schedule;
 mod tags;
@@ -34,13 +35,14 @@ pub use error::Error;
 pub use manifests::{ManifestAnswer, Want};
 pub use metrics::Metrics;
 pub use reader::Reader;
+pub use referrers::ReferrersAnswer;
 pub use tags::TagListAnswer;
 
-use crate::oci::{Digest, ErrorCode, Manifest};
+use crate::oci::{Digest, ErrorCode};
 use crate::routing::{Route, UpstreamName};
 use crate::runtime::{Clock, Coalesce, Tasks};
-use crate::store::{Store, TagListRecord, TagRecord};
-use crate::upstream::{Client, FetchedReferrers, ManifestHead};
+use crate::store::{ReferrersRecord, Store, TagListRecord, TagRecord};
+use crate::upstream::{Client, ManifestHead};
 use flight::Flights;
 use manifests::StoredManifest;
 
@@ -104,6 +106,7 @@ struct Inner {
     tag_checks: Coalesce<String, Result<TagRecord, Error>>,
     proofs: Coalesce<String, Result<Option<u64>, Error>>,
     list_fetches: Coalesce<String, Result<Arc<TagListRecord>, Error>>,
+    referrers_fetches: Coalesce<String, Result<Arc<ReferrersRecord>, Error>>,
     // moka: bounded, and entries expire by themselves.
     negatives: Cache<String, ErrorCode>,
     media_types: Cache<Digest, &'static str>,
@@ -133,30 +136,13 @@ impl Puller {
             tag_checks: Coalesce::new("tag", tasks),
             proofs: Coalesce::new("proof", tasks),
             list_fetches: Coalesce::new("tag-list", tasks),
+            referrers_fetches: Coalesce::new("referrers", tasks),
             negatives: Cache::builder().max_capacity(NEGATIVES).time_to_live(tag_config.negative_ttl).build(),
             media_types: Cache::new(MEDIA_TYPES),
             tag_config,
             fill_config,
             metrics,
         }))
-    }
-
-    /// What refers to a digest, as the upstream says it. Nothing of it is cached.
-    ///
-    /// # Errors
-    /// The upstream's; [`Error::Unknown`] where it has no referrers API, so that the client falls
-    /// back to the referrers tag (distribution-spec 1.1, "Unavailable Referrers API").
-    pub async fn referrers(
-        &self,
-        route: &Route,
-        digest: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<FetchedReferrers, Error> {
-        let found = self.client().referrers(route, digest, artifact_type).await?;
-        match Manifest::parse(&found.body, found.content_type.as_deref())? {
-            Manifest::Index(_) => Ok(found),
-            Manifest::Image(_) => Err(Error::Unknown(ErrorCode::ManifestUnknown)),
-        }
     }
 
     fn store(&self) -> &Store {

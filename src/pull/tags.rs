@@ -23,7 +23,7 @@ pub struct TagListAnswer {
 
 /// What a tag's age means under its policy.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     /// Answer; this many seconds of the TTL are left, for a tag that ever expires.
     Fresh(Option<i64>),
     /// Answer, and ask the upstream behind the client's back.
@@ -36,7 +36,7 @@ enum Verdict {
 
 /// `age` is `None` when the clock was set back: then nothing is known of the age, and the upstream
 /// is asked.
-fn judge(policy: &TagPolicy, age: Option<Duration>) -> Verdict {
+pub(super) fn judge(policy: &TagPolicy, age: Option<Duration>) -> Verdict {
     let Ttl::For(ttl) = policy.ttl else {
         return Verdict::Fresh(None);
     };

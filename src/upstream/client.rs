@@ -9,7 +9,8 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use crate::oci::{
-    Algorithm, ApiRequest, ByteRange, Digest, MAX_MANIFEST_SIZE, Page, Reference, Target, next_link,
+    Algorithm, ApiRequest, ByteRange, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Page, Reference,
+    Target, next_link,
 };
 use crate::routing::{Route, Routes, Upstream, UpstreamName};
 use crate::runtime::{Backoff, Clock};
@@ -24,6 +25,9 @@ use super::metrics::{Kind, Metrics};
 use super::plan::{Plan, Step};
 use super::remote::{Remote, Shared};
 use super::response::Answer;
+
+/// Pages of one list of referrers; the largest known lists have dozens of entries.
+const MAX_REFERRERS_PAGES: usize = 64;
 
 /// A page of tags: 128 bytes each, and as many as any registry sends at once.
 const MAX_TAGS_BODY: usize = 8 << 20;
@@ -74,17 +78,6 @@ pub struct TagPage {
     pub tags: Vec<String>,
     /// What to ask for to get the rest; `None` at the end.
     pub next: Option<Page>,
-}
-
-/// The index of what refers to a digest.
-#[derive(Debug, Clone)]
-pub struct FetchedReferrers {
-    /// At most [`MAX_MANIFEST_SIZE`] bytes of an image index, as they came.
-    pub body: Bytes,
-    /// Its `Content-Type`.
-    pub content_type: Option<String>,
-    /// The upstream has applied the filter by artifact type itself.
-    pub is_filtered: bool,
 }
 
 impl Client {
@@ -208,27 +201,19 @@ impl Client {
         Err(rounds.verdict())
     }
 
-    /// What refers to a digest, as the upstream's referrers API says. [`Error::NotFound`] or
-    /// [`Error::Refused`] where it has no such API.
+    /// Everything that refers to a digest, by the upstream's referrers API, whatever its pages. An upstream
+    /// without such an API answers as if the digest were not there, or is no registry for a moment.
     ///
     /// # Errors
     /// As [`Client::head_manifest`].
-    pub async fn referrers(
-        &self,
-        route: &Route,
-        digest: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<FetchedReferrers, Error> {
-        let target = Target::Referrers {
-            repository: route.repository.clone(),
-            digest: *digest,
-            artifact_type: artifact_type.map(str::to_owned),
-        };
-        let question = Question::new(Kind::Referrers, target, &route.via);
+    pub async fn referrers(&self, route: &Route, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let (repository, digest) = (route.repository.clone(), *digest);
+        let target = Target::Referrers { repository, digest, artifact_type: None, page: Page::default() };
+        let mut question = Question::new(Kind::Referrers, target, &route.via);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
-            match referrers(&remote, &question).await {
-                Ok(referrers) => return Ok(referrers),
+            match referrers(&remote, &mut question).await {
+                Ok(manifests) => return Ok(manifests),
                 Err(error) => rounds.failed(error),
             }
         }
@@ -370,14 +355,34 @@ fn next_page(link: &str, current: &Page, last_tag: Option<&String>) -> Option<Pa
     (page.last != current.last).then_some(page)
 }
 
-async fn referrers(remote: &Remote, question: &Question) -> Result<FetchedReferrers, Error> {
-    let answer = remote.ask(question).await?;
-    check_head(remote, &answer, None)?;
-    let content_type = answer.content_type().map(str::to_owned);
-    let filters = answer.header("oci-filters-applied").unwrap_or_default();
-    let is_filtered = filters.split(',').any(|filter| filter.trim() == "artifactType");
-    let body = read(remote, answer, MAX_MANIFEST_SIZE).await?;
-    Ok(FetchedReferrers { body, content_type, is_filtered })
+/// Every page, one after the other.
+async fn referrers(remote: &Remote, question: &mut Question) -> Result<Vec<Descriptor>, Error> {
+    let mut manifests = Vec::new();
+    question.query = None;
+    for _ in 0..MAX_REFERRERS_PAGES {
+        let answer = remote.ask(question).await?;
+        check_head(remote, &answer, None)?;
+        let content_type = answer.content_type().map(str::to_owned);
+        let link = answer.link().and_then(next_link);
+        let body = read(remote, answer, MAX_MANIFEST_SIZE).await?;
+        match Manifest::parse(&body, content_type.as_deref()) {
+            Ok(Manifest::Index(index)) => manifests.extend(index.manifests),
+            Ok(Manifest::Image(_)) => {
+                return Err(
+                    remote.not_a_registry("an image where a list of referrers was asked for".to_owned())
+                );
+            }
+            Err(error) => return Err(remote.not_a_registry(format!("a list of referrers: {error}"))),
+        }
+        let next = link.and_then(|link| Some(link.split_once('?')?.1.to_owned()));
+        // Only the query is taken from a link: it may hold a token that only the upstream understands, and it
+        // cannot lead anywhere else. One that leads back to this page would be followed for ever.
+        match next {
+            Some(query) if question.query.as_ref() != Some(&query) => question.query = Some(query),
+            _ => return Ok(manifests),
+        }
+    }
+    Err(remote.not_a_registry(format!("a list of referrers with more than {MAX_REFERRERS_PAGES} pages")))
 }
 
 fn check_head(remote: &Remote, answer: &Answer, wanted: Option<&Digest>) -> Result<(), Error> {

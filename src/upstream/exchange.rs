@@ -23,6 +23,8 @@ use super::response::{Answer, retry_after};
 pub(super) struct Question {
     pub(super) kind: Kind,
     pub(super) target: Target,
+    /// In place of the target's own query: what the upstream's link to the next page says.
+    pub(super) query: Option<String>,
     /// Only these bytes of it.
     pub(super) range: Option<RangeSpec>,
     /// Which proxies the request that leads to this question has come through.
@@ -31,7 +33,7 @@ pub(super) struct Question {
 
 impl Question {
     pub(super) fn new(kind: Kind, target: Target, via: &Via) -> Self {
-        Self { kind, target, range: None, via: via.clone() }
+        Self { kind, target, query: None, range: None, via: via.clone() }
     }
 
     fn method(&self) -> Method {
@@ -100,7 +102,10 @@ impl Remote {
         };
         let repository =
             self.endpoint().repository(asked).map_err(|error| misconfigured(error.to_string()))?;
-        let path = question.target.clone().with_repository(repository.clone()).path_and_query();
+        let mut path = question.target.clone().with_repository(repository.clone()).path_and_query();
+        if let Some(query) = &question.query {
+            path = format!("{}?{query}", path.split('?').next().unwrap_or_default());
+        }
 
         let mut authorization = self.auth.in_advance(self, &repository).await?;
         let answer = self.follow(question, &path, authorization.as_ref(), has_answered).await?;

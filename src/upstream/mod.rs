@@ -35,7 +35,7 @@ mod redirect;
 mod remote;
 mod response;
 
-pub use client::{BlobHead, Client, FetchedManifest, FetchedReferrers, ManifestHead, TagPage};
+pub use client::{BlobHead, Client, FetchedManifest, ManifestHead, TagPage};
 pub use config::FetchConfig;
 pub use connect::ClientError;
 pub use download::Download;

@@ -1,11 +1,11 @@
-//! Lists of tags and of referrers, under the names that the client used.
+//! Lists of tags, under the names that the client used.
 
 use serde_json::{Value, json};
 
+use crate::assert_error;
 use crate::support::edge::{Edge, UPSTREAM};
 use crate::support::http;
-use crate::support::origin::{Fault, OCI_INDEX, OCI_MANIFEST, Origin};
-use crate::{assert_error, len};
+use crate::support::origin::{Fault, Origin};
 
 async fn origin_with_tags() -> Origin {
     let origin = Origin::start().await;
@@ -120,18 +120,4 @@ async fn two_thousand_tags_are_one_list() {
     let (paged, pages) = follow(&edge, path, &format!("{path}?n=100")).await;
     assert_eq!((paged.len(), pages), (2001, 21));
     assert!(paged == tags);
-}
-
-#[tokio::test]
-async fn referrers_are_those_of_the_upstream() {
-    let origin = Origin::start().await;
-    let image = origin.add_image("app", "1", vec!["layer".into()]);
-    let (size, subject) = (len(7), &image.manifest_digest);
-    let signature =
-        json!({ "mediaType": OCI_MANIFEST, "digest": subject, "size": size, "artifactType": "text/x" });
-    origin.add_referrers("app", subject, vec![signature.clone()]);
-    let edge = Edge::start(&origin).await;
-    let got = http::get(edge.addr(), &format!("/v2/app/referrers/{subject}"), &[]).await;
-    assert_eq!((got.status, got.header("Content-Type")), (200, Some(OCI_INDEX)));
-    assert_eq!(got.json()["manifests"], json!([signature]));
 }

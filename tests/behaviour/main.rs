@@ -13,6 +13,7 @@ mod lists;
 mod process;
 mod pulls;
 mod ranges;
+mod referrers;
 mod resume;
 mod rights;
 mod sparse;

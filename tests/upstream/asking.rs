@@ -3,7 +3,7 @@
 use clawhub_edge::oci::{MANIFEST_ACCEPT, Page};
 use serde_json::json;
 
-use super::origin::{Fault, OCI_MANIFEST, Origin};
+use super::origin::{Fault, OCI_INDEX, OCI_MANIFEST, Origin};
 use super::{Edge, REPOSITORY, parsed};
 
 #[tokio::test]
@@ -104,17 +104,28 @@ async fn tags_come_page_by_page() {
 }
 
 #[tokio::test]
-async fn referrers_come_as_they_are_and_a_missing_api_is_told_apart() {
+async fn referrers_come_whole_whatever_their_pages_and_a_missing_api_is_told_apart() {
     let origin = Origin::start().await;
     let image = origin.add_image(REPOSITORY, "latest", vec![]);
     let digest = parsed(&image.manifest_digest);
     let edge = Edge::of(&[origin.url()]);
-    let missing = edge.client.referrers(&edge.route(), &digest, Some("a/b")).await.unwrap_err();
+    let missing = edge.client.referrers(&edge.route(), &digest).await.unwrap_err();
     assert_eq!(missing.kind(), "not_found");
-    origin.add_referrers(REPOSITORY, &image.manifest_digest, vec![json!({ "artifactType": "a/b" })]);
-    origin.fault(Fault::on("GET", "artifactType=a").header("OCI-Filters-Applied", "artifactType"));
-    let found = edge.client.referrers(&edge.route(), &digest, Some("a/b")).await.unwrap();
-    assert!(found.is_filtered);
-    assert!(String::from_utf8_lossy(&found.body).contains("a/b"));
-    assert!(!edge.client.referrers(&edge.route(), &digest, None).await.unwrap().is_filtered);
+    let page = |kinds: &[&str]| {
+        let entry = |kind| json!({ "mediaType": "a/b", "digest": digest, "size": 1, "artifactType": kind });
+        let manifests: Vec<_> = kinds.iter().map(entry).collect();
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests }).to_string()
+    };
+    let link = format!("</v2/{REPOSITORY}/referrers/{digest}?token=x%2Fy>; rel=\"next\"");
+    let headers = |link| vec![("Content-Type", OCI_INDEX), ("Link", link)];
+    origin.fault(Fault::on("GET", "/referrers/").times(1).respond(200, &headers(&link), page(&["a", "b"])));
+    // The second page leads back to itself.
+    origin.fault(Fault::on("GET", "token=x%2Fy").respond(200, &headers(&link), page(&["c"])));
+    let found = edge.client.referrers(&edge.route(), &digest).await.unwrap();
+    let kinds: Vec<_> = found.iter().map(|entry| entry.artifact_type.as_deref().unwrap()).collect();
+    assert_eq!(kinds, ["a", "b", "c"]);
+    origin.clear_faults();
+    origin.fault(Fault::on("GET", "/referrers/").respond(200, &[("Content-Type", "text/html")], "<html>"));
+    let page = edge.client.referrers(&edge.route(), &digest).await.unwrap_err();
+    assert_eq!(page.kind(), "not_a_registry");
 }
