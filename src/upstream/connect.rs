@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::Client;
@@ -29,8 +29,8 @@ use crate::routing::TlsSettings;
 
 use super::config::FetchConfig;
 
-/// A pooled HTTP client. No request of this crate has a body.
-pub(super) type HttpClient = Client<Connector, Empty<Bytes>>;
+/// A pooled HTTP client. Only token services are sent bodies, which are small.
+pub(super) type HttpClient = Client<Connector, Full<Bytes>>;
 
 /// The most that one read takes from a connection of HTTP/1.1, and so about the largest frame of a body.
 /// hyper's buffer begins at 8 KiB and doubles up to this while reads fill it, so small answers stay small.

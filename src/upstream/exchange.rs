@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, RangeSpec, Target, Via, media_type};
 
+use super::auth::Right;
 use super::body;
 use super::error::{Error, Stage};
 use super::health::Silence;
@@ -102,7 +103,8 @@ impl Remote {
             self.endpoint().repository(asked).map_err(|error| misconfigured(error.to_string()))?;
         let path = question.target.clone().with_repository(repository.clone()).path_and_query();
 
-        let mut authorization = self.auth.in_advance(self, &repository).await?;
+        let right = Right::Pull(&repository);
+        let mut authorization = self.auth.in_advance(self, right).await?;
         let answer = self.follow(question, &path, authorization.as_ref(), has_answered).await?;
         // One retry: a challenge is answered once, and what is refused is renewed once.
         let retry = match answer.status() {
@@ -111,15 +113,15 @@ impl Remote {
                 let challenges = challenges(&answer);
                 match (&authorization, challenges.as_slice()) {
                     (None, []) => None,
-                    (Some(refused), []) => self.auth.renew(self, &repository, refused).await,
+                    (Some(refused), []) => self.auth.renew(self, right, refused).await,
                     (refused, challenges) => {
-                        Some(self.auth.answer(self, &repository, challenges, refused.as_ref()).await?)
+                        Some(self.auth.answer(self, right, challenges, refused.as_ref()).await?)
                     }
                 }
             }
             // Some registries answer an expired token so.
             StatusCode::FORBIDDEN if self.has_credential() => match &authorization {
-                Some(refused) => self.auth.renew(self, &repository, refused).await,
+                Some(refused) => self.auth.renew(self, right, refused).await,
                 None => None,
             },
             _ => None,
@@ -156,6 +158,7 @@ impl Remote {
                 authorization: sent,
                 // Whoever a redirect leads to is none of the proxies that could ask us again.
                 via: (!is_elsewhere).then_some(&question.via),
+                form: None,
             };
             let response = self.request(&site, url.clone(), request).await?;
             has_answered.store(true, Ordering::Relaxed);

@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT, VIA};
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, USER_AGENT, VIA,
+};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::oci::{ErrorDocument, NodeId, RangeSpec, Via};
 use crate::routing::{Endpoint, Site, TlsSettings, Upstream};
-use crate::runtime::{Clock, Timestamp};
+use crate::runtime::{Clock, Secret, Timestamp};
 
 use super::auth::Auth;
 use super::body::chain;
@@ -43,6 +45,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) authorization: Option<&'a HeaderValue>,
     /// For endpoints only: which proxies have been passed.
     pub(super) via: Option<&'a Via>,
+    /// For token services only: a form that is posted.
+    pub(super) form: Option<&'a Secret>,
 }
 
 /// One endpoint.
@@ -139,7 +143,11 @@ impl Remote {
         if let Some(authorization) = outgoing.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.unreachable(chain(&error)))?;
+        if outgoing.form.is_some() {
+            request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        }
+        let body = outgoing.form.map_or_else(Bytes::new, |form| form.expose().to_owned().into());
+        let request = request.body(Full::new(body)).map_err(|error| self.unreachable(chain(&error)))?;
         let client = if *site == self.endpoint.site { &self.own } else { &self.foreign };
         client.request(request).await.map_err(|error| self.transport_error(&error, site))
     }

@@ -4,7 +4,7 @@ use clawhub_edge::oci::{MANIFEST_ACCEPT, Page};
 use serde_json::json;
 
 use super::origin::{Fault, OCI_MANIFEST, Origin};
-use super::{Edge, REPOSITORY, parsed, repository};
+use super::{Edge, REPOSITORY, parsed};
 
 #[tokio::test]
 async fn a_manifest_comes_with_its_type_and_digest() {

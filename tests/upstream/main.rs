@@ -138,3 +138,13 @@ fn repository() -> Repository {
 fn parsed(digest: &str) -> Digest {
     digest.parse().unwrap()
 }
+
+/// A credential helper that runs `script`, and the lines that configure it.
+fn helper(folder: &Path, script: &str) -> String {
+    std::fs::write(folder.join("script"), script).unwrap();
+    let program = folder.join("docker-credential-test");
+    let scripted = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/docker-credential-scripted");
+    // A link: what a process still has open for writing cannot be run.
+    std::os::unix::fs::symlink(scripted, &program).unwrap();
+    format!("credential_helper = {program:?}\n")
+}
