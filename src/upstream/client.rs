@@ -22,6 +22,7 @@ use super::error::{Error, Place, Stage};
 use super::exchange::Question;
 use super::metrics::{Kind, Metrics};
 use super::plan::{Plan, Step};
+use super::proxy::Proxies;
 use super::remote::{Remote, Shared};
 use super::response::Answer;
 
@@ -99,8 +100,9 @@ impl Client {
         metrics: Metrics,
     ) -> Result<Self, ClientError> {
         let node = routes.node().clone();
-        let shared = Arc::new(Shared { config, clock, metrics, node });
-        let mut clients = Clients::new(&shared.config);
+        let proxies = Arc::new(Proxies::new(&config.proxy));
+        let shared = Arc::new(Shared { config, clock, metrics, node, proxies });
+        let mut clients = Clients::new(&shared.config, &shared.proxies);
         let mut remotes = HashMap::new();
         for upstream in routes.upstreams() {
             let endpoints = upstream.endpoints.iter();

@@ -218,6 +218,11 @@ impl Remote {
                 }
                 Error::RateLimited { at, retry_after }
             }
+            // No registry answers so: a proxy on the way does, to plain HTTP.
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => Error::Misconfigured {
+                at,
+                reason: "the proxy on the way wants a user name and password, or others".to_owned(),
+            },
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 Error::Unreachable { at, reason: format!("it answers {detail}"), retry_after }
             }

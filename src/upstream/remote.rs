@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, USER_AGENT, VIA,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, PROXY_AUTHORIZATION, RANGE,
+    USER_AGENT, VIA,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,6 +25,7 @@ use super::connect::{ClientError, Clients, HttpClient};
 use super::error::{Error, Place, Stage};
 use super::health::Health;
 use super::metrics::Metrics;
+use super::proxy::Proxies;
 
 const AGENT: &str = concat!("clawhub-edge/", env!("CARGO_PKG_VERSION"));
 
@@ -34,6 +36,7 @@ pub(super) struct Shared {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
     pub(super) node: NodeId,
+    pub(super) proxies: Arc<Proxies>,
 }
 
 /// One request on its way out, besides where it goes.
@@ -125,6 +128,7 @@ impl Remote {
         url: Uri,
         outgoing: Outgoing<'_>,
     ) -> Result<Response<Incoming>, Error> {
+        let for_proxy = self.shared.proxies.authorization(&url);
         let mut request = Request::builder()
             .method(outgoing.method)
             .uri(url)
@@ -142,6 +146,9 @@ impl Remote {
         }
         if let Some(authorization) = outgoing.authorization {
             request = request.header(AUTHORIZATION, authorization);
+        }
+        if let Some(authorization) = for_proxy {
+            request = request.header(PROXY_AUTHORIZATION, authorization);
         }
         if outgoing.form.is_some() {
             request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");

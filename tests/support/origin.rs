@@ -29,6 +29,7 @@
 mod auth;
 mod content;
 mod fault;
+mod forward;
 mod log;
 mod port;
 mod proxy;
@@ -47,6 +48,7 @@ use tokio::sync::watch;
 pub use auth::BearerConfig;
 pub use content::{sha256, synthetic_bytes};
 pub use fault::{Fault, Gate};
+pub use forward::ForwardProxy;
 pub use log::Logged;
 pub use port::SilentHost;
 pub use proxy::CuttingProxy;

@@ -11,6 +11,7 @@ mod asking;
 mod auth;
 mod download;
 mod failure;
+mod proxy;
 mod tls;
 
 use std::fmt::Write as _;
