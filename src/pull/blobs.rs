@@ -7,6 +7,7 @@ use super::{Error, Freshness, Puller, Served, fill};
 use crate::oci::{ByteRange, Digest};
 use crate::routing::Route;
 use crate::store::Content;
+use crate::upstream::Purpose;
 
 /// What is known of a blob without its bytes.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +94,7 @@ impl Puller {
         }
         let visible = self.is_visible(route, digest).await;
         if !visible {
-            self.prove_blob(route, digest).await?;
+            self.prove_blob(route, digest, Purpose::Pull).await?;
         }
         let served = if visible { Served::Hit } else { Served::Revalidated };
         Ok(self.store().get(digest).await.map(|content| self.answer_of(content, served)))
@@ -122,7 +123,7 @@ impl Puller {
                 self.0.flights.scope_of(&route.upstream.name, digest).is_some_and(|flying| flying != scope);
             if foreign && !self.is_visible(route, digest).await {
                 // The flight proves another repository's right; ours is asked for beside it.
-                self.prove_blob(route, digest).await?;
+                self.prove_blob(route, digest, Purpose::Pull).await?;
             }
             let (mut follower, started) = self.0.flights.join_or_start(&route.upstream.name, *digest, &scope);
             let own = follower.scope() == scope;
@@ -171,10 +172,10 @@ impl Puller {
         let head = match self.store().size_of(digest) {
             Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),
             Some(size) => {
-                self.prove_blob(route, digest).await?;
+                self.prove_blob(route, digest, Purpose::Pull).await?;
                 answer(Some(size), Served::Revalidated)
             }
-            None => answer(self.prove_blob(route, digest).await?, Served::Miss),
+            None => answer(self.prove_blob(route, digest, Purpose::Pull).await?, Served::Miss),
         };
         self.metrics().count_answer("blob", head.freshness.served);
         Ok(head)

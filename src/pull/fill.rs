@@ -14,7 +14,7 @@ use super::{Error, Puller};
 use crate::oci::{ByteRange, Digest};
 use crate::routing::Route;
 use crate::store::{Blob, Partial};
-use crate::upstream::Download;
+use crate::upstream::{Download, Purpose};
 
 /// How long less than a block may wait for more before it is written. Long enough to gather a
 /// block at line rate, short enough not to be felt.
@@ -79,7 +79,7 @@ async fn fill(
     let _turn = turn(puller, flight, route).await?;
     if puller.store().contains(digest) {
         // An earlier flight landed between this one's look at the store and its start.
-        puller.prove_blob(route, digest).await?;
+        puller.prove_blob(route, digest, Purpose::Pull).await?;
         if let Some(blob) = puller.store().blob(digest).await {
             return Ok(blob);
         }
@@ -87,7 +87,7 @@ async fn fill(
     let mut partial = puller.store().partial(*digest, route.upstream.name.as_str()).await?;
     if partial.size() == Some(partial.position()) {
         // Everything had arrived when the last process died; the upstream is asked for the right only.
-        puller.prove_blob(route, digest).await?;
+        puller.prove_blob(route, digest, Purpose::Pull).await?;
         return Ok(partial.seal().await?);
     }
     let outcome = match open(puller, route, digest, &mut partial).await {

@@ -9,6 +9,7 @@ use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Page, Reference, Tag};
 use crate::routing::Route;
 use crate::store::{TagListRecord, TagRecord};
+use crate::upstream::Purpose;
 
 /// One page of a tag list.
 #[derive(Debug, Clone)]
@@ -170,12 +171,28 @@ impl Puller {
         matches!(verdict, Verdict::Fresh(_)).then_some(record)
     }
 
+    /// Whether there is something stale to give if the upstream is not asked.
+    async fn purpose_of_check(&self, route: &Route, tag: &Tag) -> Purpose {
+        let upstream = route.upstream.name.as_str();
+        let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
+            return Purpose::Pull;
+        };
+        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
+        match judge(&policy, self.0.clock.now().since(record.checked_at)) {
+            Verdict::Fresh(_) | Verdict::WhileRevalidating(_) | Verdict::OrOnError(_) => {
+                Purpose::Revalidation
+            }
+            Verdict::Expired => Purpose::Pull,
+        }
+    }
+
     async fn check_tag_now(&self, route: &Route, tag: &Tag) -> Result<TagRecord, Error> {
         let metadata = self.store().metadata();
         let upstream = route.upstream.name.as_str();
         let reference = Reference::Tag(tag.clone());
         let checked_at = self.0.clock.now();
-        let head = match self.client().head_manifest(route, &reference).await {
+        let purpose = self.purpose_of_check(route, tag).await;
+        let head = match self.client().head_manifest(route, &reference, purpose).await {
             Ok(head) => head,
             Err(error) => {
                 let error = Error::from(error);

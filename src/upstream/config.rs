@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::runtime::{Bytes, Section};
+use crate::runtime::{Bytes, Percent, Section};
 
 use super::proxy::ProxyConfig;
 
@@ -35,6 +35,8 @@ pub struct FetchConfig {
     pub idle_timeout: Duration,
     /// After which time no further request uses a connection, however busy it is.
     pub connection_max_age: Duration,
+    /// The share of an upstream's quota that is kept for pulls.
+    pub quota_reserve: Percent,
     /// The proxies between this edge and its upstreams.
     pub proxy: ProxyConfig,
 }
@@ -55,6 +57,7 @@ impl Default for FetchConfig {
             idle_connections: 32,
             idle_timeout: Duration::from_secs(90),
             connection_max_age: Duration::from_hours(1),
+            quota_reserve: Percent::new(10),
             proxy: ProxyConfig::default(),
         }
     }
@@ -79,6 +82,7 @@ impl FetchConfig {
             idle_connections: section.read("idle_connections", default.idle_connections),
             idle_timeout: section.read("idle_timeout", default.idle_timeout),
             connection_max_age: section.read("connection_max_age", default.connection_max_age),
+            quota_reserve: section.read("quota_reserve", default.quota_reserve),
             proxy: ProxyConfig::read(section),
         };
         config.check(section);

@@ -20,6 +20,7 @@ use crate::runtime::{Clock, Secret, Timestamp};
 
 use super::auth::Auth;
 use super::body::chain;
+use super::budget::Budget;
 use super::config::FetchConfig;
 use super::connect::{ClientError, Clients, HttpClient};
 use super::error::{Error, Place, Stage};
@@ -64,6 +65,7 @@ pub(super) struct Remote {
     foreign: HttpClient,
     pub(super) auth: Auth,
     pub(super) health: Health,
+    pub(super) budget: Budget,
     /// Bounds the transfers of blobs, which may last for hours; everything else is short.
     downloads: Arc<Semaphore>,
 }
@@ -76,13 +78,19 @@ impl Remote {
         clients: &mut Clients<'_>,
     ) -> Result<Self, ClientError> {
         let place = Place { upstream: upstream.name.clone(), endpoint: endpoint.site.clone() };
+        let metrics = &shared.metrics;
         let without_identity = TlsSettings { client_identity: None, ..endpoint.tls.clone() };
         Ok(Self {
             shared: Arc::clone(shared),
             own: clients.client(&endpoint.tls)?,
             foreign: clients.client(&without_identity)?,
             auth: Auth::new(place.clone(), endpoint.credential.clone(), upstream.realms.clone()),
-            health: Health::new(),
+            health: Health::new(place.clone(), upstream.endpoints.len() > 1, metrics.endpoint_up(&place)),
+            budget: Budget::new(
+                shared.config.quota_reserve,
+                metrics.quota_limit(&place),
+                metrics.quota_remaining(&place),
+            ),
             downloads: Arc::new(Semaphore::new(shared.config.max_downloads_per_endpoint)),
             endpoint: endpoint.clone(),
             place,

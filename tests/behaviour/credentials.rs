@@ -400,7 +400,7 @@ async fn a_helpers_secret_is_sent_where_it_belongs_and_its_words_are_logged_with
     let scripted =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/docker-credential-scripted");
     std::os::unix::fs::symlink(scripted, &program).expect("a link can be made");
-    let keys = format!("credential_helper = {program:?}");
+    let keys = format!("credential_helper = \"{}\"", program.display());
     let mut edge = Edge::builder()
         .upstream(UPSTREAM, &origin.url(), &keys)
         .env("PATH", "/usr/bin:/bin")

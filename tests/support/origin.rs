@@ -357,7 +357,8 @@ impl Shared {
 
     fn refusal(&self, state: &State, request: &Request) -> Option<Answer> {
         let path = request.decoded_path();
-        let repository = Route::parse(&path).map(|(name, _)| name);
+        let repository = Route::parse(&path).map(|(name, _)| name).or_else(|| path.strip_prefix("/v2/"));
+        let repository = repository.filter(|name| !name.is_empty());
         path.starts_with("/v2").then(|| state.auth.refusal(request, repository, &self.url)).flatten()
     }
 }

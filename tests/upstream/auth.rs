@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clawhub_edge::upstream::{Blame, Error};
+use clawhub_edge::upstream::{Blame, Error, Purpose};
 
 use super::origin::{BearerConfig, Fault, Origin, synthetic_bytes};
 use super::{Edge, REPOSITORY};
@@ -52,7 +52,9 @@ async fn many_at_once_share_one_token() {
     let requests: Vec<_> = (0..20)
         .map(|_| {
             let (client, route) = (edge.client.clone(), edge.route());
-            tokio::spawn(async move { client.manifest(&route, &"latest".parse().unwrap()).await })
+            tokio::spawn(
+                async move { client.manifest(&route, &"latest".parse().unwrap(), Purpose::Pull).await },
+            )
         })
         .collect();
     for request in requests {
@@ -152,7 +154,7 @@ async fn a_redirect_to_another_site_drops_the_authorization() {
         }
         let edge = as_robot(&origin);
         assert_eq!(edge.fetch(&digest, 0).await.unwrap(), synthetic_bytes(1000, 3));
-        let head = edge.client.head_blob(&edge.route(), &super::parsed(&digest)).await;
+        let head = edge.client.head_blob(&edge.route(), &super::parsed(&digest), Purpose::Pull).await;
         assert_eq!(head.unwrap().size, Some(1000));
     }
     assert_eq!(storage.count("GET", "redirected=1"), 2);
@@ -215,8 +217,8 @@ fn by_identity_token(origin: &Origin, folder: &std::path::Path, token: &str) -> 
     let host = origin.url().replace("http://", "");
     let entry = format!(r#"{{"auths":{{"{host}":{{"auth":"cm9ib3Q6","identitytoken":"{token}"}}}}}}"#);
     std::fs::write(&path, entry).unwrap();
-    let text =
-        format!("[fetch]\ndocker_config = {path:?}\n[upstreams.\"x.example\"]\nurl = \"{}\"\n", origin.url());
+    let (file, url) = (path.display(), origin.url());
+    let text = format!("[fetch]\ndocker_config = \"{file}\"\n[upstreams.\"x.example\"]\nurl = \"{url}\"\n");
     Edge::configured(&text, super::quick())
 }
 
@@ -367,7 +369,7 @@ async fn a_helpers_answer_is_used_until_it_is_refused_and_many_share_one_asking(
     let pulls = repositories.iter().map(|repository| {
         let route = edge.route_to(repository.parse().unwrap());
         let client = &edge.client;
-        async move { client.manifest(&route, &"latest".parse().unwrap()).await.unwrap() }
+        async move { client.manifest(&route, &"latest".parse().unwrap(), Purpose::Pull).await.unwrap() }
     });
     futures_util::future::join_all(pulls).await;
     assert_eq!(runs(), 1);

@@ -336,12 +336,12 @@ mod tests {
             header: HeaderValue::from_static("Bearer x"),
             asked_at: at(10_000),
             asked: Instant::now(),
-            usable_for: Duration::from_secs(60),
+            usable_for: Duration::from_mins(1),
         };
         assert!(token.is_fresh(at(10_059)));
         assert!(!token.is_fresh(at(10_060)), "also after a sleep of the machine");
         assert!(!token.is_fresh(at(9_999)), "set back: nothing is known of its age");
-        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::advance(Duration::from_mins(1)).await;
         assert!(!token.is_fresh(at(10_001)), "set back a little");
     }
 

@@ -197,8 +197,14 @@ fn random() -> String {
     hex(&std::array::from_fn::<u8, 20, _>(|_| fastrand::u8(..)))
 }
 
+/// What stands for the catalogue among the repositories of a token.
+const CATALOG: &str = "_catalog";
+
 /// The repository of a `repository:<name>:<actions>` scope that asks for pull.
 fn pulled(scope: &str) -> Option<&str> {
+    if scope == "registry:catalog:*" {
+        return Some(CATALOG);
+    }
     let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
     actions.split(',').any(|action| action == "pull" || action == "*").then_some(name)
 }
@@ -206,7 +212,9 @@ fn pulled(scope: &str) -> Option<&str> {
 fn challenge(config: &BearerConfig, repository: Option<&str>, url: &str, fault: &str) -> String {
     let realm = config.realm.clone().unwrap_or_else(|| format!("{url}/token"));
     let mut text = format!(r#"Bearer realm="{realm}",service="{}""#, config.service);
-    if let Some(name) = repository {
+    if repository == Some(CATALOG) {
+        text += r#",scope="registry:catalog:*""#;
+    } else if let Some(name) = repository {
         text += &format!(r#",scope="repository:{name}:pull""#);
     }
     if !fault.is_empty() {
