@@ -96,6 +96,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Command::CheckConfig) => {
             let config = arguments.load()?;
             let file = config.file.map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+            for warning in &config.routing.warnings {
+                say_error(warning);
+            }
             say(&format!("{file}: good"));
             Ok(())
         }

@@ -20,10 +20,11 @@ use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
     RequestError, Resolved, Target, Via, media_type, next_page_link,
 };
-use crate::pull::{BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
+use crate::pull::{self, BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
 use crate::routing::{Route, Routes};
 use crate::runtime::Tasks;
 use crate::telemetry::{self, Buckets, counter, counters, gauge, histogram};
+use crate::upstream;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -241,14 +242,13 @@ impl Service {
             Target::Referrers { repository, .. } => {
                 self.referrers(&self.route(parts, ns, repository)?, &request.target, ns).await
             }
-            Target::Catalog { .. } => Err(Refusal::no_catalog()),
+            Target::Catalog { page } => self.catalog(parts, page, ns).await,
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
         }
     }
 
     fn route(&self, parts: &Parts, ns: Option<&str>, repository: &Repository) -> Result<Route, Refusal> {
-        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let route = self.routes.find(ns, host, repository).map_err(|error| Refusal::from(&error))?;
+        let route = self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
         Ok(Route { via: via(parts), ..route })
     }
 
@@ -313,13 +313,27 @@ impl Service {
     ) -> Result<Answer, Refusal> {
         let list = self.puller.tags(route, page).await.map_err(|error| refuse(&error))?;
         // The client's own name of the repository: it may carry the upstream's as a prefix.
-        let document = serde_json::json!({ "name": repository.as_str(), "tags": list.tags }).to_string();
+        let document = serde_json::json!({ "name": repository.as_str(), "tags": list.entries }).to_string();
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
         Ok(match list.next {
             Some(next) => {
                 let next = Target::Tags { repository: repository.clone(), page: next };
                 answer.header(header::LINK, next_page_link(&next, ns))
             }
+            None => answer,
+        })
+    }
+
+    /// The repositories of one upstream, under the names that it gives them.
+    async fn catalog(&self, parts: &Parts, page: &Page, ns: Option<&str>) -> Result<Answer, Refusal> {
+        let upstream = self.routes.upstream(ns, host(parts)).map_err(|error| Refusal::from(&error))?;
+        let list = self.puller.catalog(upstream, &via(parts), page).await;
+        let list = list
+            .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
+        let document = serde_json::json!({ "repositories": list.entries }).to_string();
+        let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
+        Ok(match list.next {
+            Some(page) => answer.header(header::LINK, next_page_link(&Target::Catalog { page }, ns)),
             None => answer,
         })
     }
@@ -411,6 +425,21 @@ async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, R
     let content_range = ContentRange { range: Some(range), size: Some(size) };
     Ok(blob_answer(StatusCode::PARTIAL_CONTENT, Some(range.len()), ResponseBody::stream(reader))
         .header(header::CONTENT_RANGE, content_range.to_string()))
+}
+
+/// Whom the client means to talk to: HTTP/2 says it in the request's own authority.
+fn host(parts: &Parts) -> Option<&str> {
+    let authority = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
+    authority.or_else(|| parts.headers.get(header::HOST)?.to_str().ok())
+}
+
+/// Whether an upstream answers like one that does not list its repositories, as most public ones.
+fn has_no_catalog(error: &pull::Error) -> bool {
+    match error {
+        pull::Error::Unknown(_) => true,
+        pull::Error::Upstream(error) => matches!(**error, upstream::Error::Refused { .. }),
+        _ => false,
+    }
 }
 
 /// Which proxies the request has come through.

@@ -48,6 +48,7 @@ pub use challenge::{Challenge, Scheme};
 pub use descriptor::{Descriptor, Platform, PlatformError};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, HasherStateError, Mismatch, Verified};
 pub use error::{ErrorCode, ErrorDocument, ErrorEntry};
+pub use excerpt::excerpt;
 pub use image_reference::{ImageReference, ImageReferenceError};
 pub use link::{next_link, next_page_link};
 pub use manifest::{ImageIndex, ImageManifest, MAX_MANIFEST_SIZE, Manifest, ManifestError};

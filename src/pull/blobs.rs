@@ -10,6 +10,7 @@ use super::{Error, Freshness, Puller, Served, fill};
 use crate::oci::{ByteRange, Digest, RangeRequest, Resolved};
 use crate::routing::Route;
 use crate::store::Content;
+use crate::upstream::Purpose;
 
 /// What is known of a blob without its bytes.
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +103,7 @@ impl Puller {
         }
         let visible = self.is_visible(route, digest).await;
         if !visible {
-            self.prove_blob(route, digest).await?;
+            self.prove_blob(route, digest, Purpose::Pull).await?;
         }
         let served = if visible { Served::Hit } else { Served::Revalidated };
         Ok(self.store().get(digest).await.map(|content| self.answer_of(content, served)))
@@ -136,7 +137,7 @@ impl Puller {
             let foreign = flying.as_ref().is_some_and(|flying| *flying != scope);
             if foreign && !self.is_visible(route, digest).await {
                 // The flight proves another repository's right; ours is asked for beside it.
-                self.prove_blob(route, digest).await?;
+                self.prove_blob(route, digest, Purpose::Pull).await?;
             }
             // A range is known once the size is; that of a flight under way may be told below.
             let proven = match range {
@@ -199,7 +200,7 @@ impl Puller {
     /// The size of a blob that nobody fetches yet, which its upstream is asked for: only then is it known
     /// what a range means. Nothing where the upstream's HEAD does not tell; then the whole blob does.
     async fn size_upstream(&self, route: &Route, digest: &Digest) -> Result<Option<u64>, Error> {
-        match self.prove_blob(route, digest).await {
+        match self.prove_blob(route, digest, Purpose::Pull).await {
             Ok(size) => Ok(size),
             Err(error @ Error::Unknown(_)) => Err(error),
             // Storage behind a redirect may refuse a HEAD to a URL that was signed for GET.
@@ -247,10 +248,10 @@ impl Puller {
         let head = match self.store().size_of(digest) {
             Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),
             Some(size) => {
-                self.prove_blob(route, digest).await?;
+                self.prove_blob(route, digest, Purpose::Pull).await?;
                 answer(Some(size), Served::Revalidated)
             }
-            None => answer(self.prove_blob(route, digest).await?, Served::Miss),
+            None => answer(self.prove_blob(route, digest, Purpose::Pull).await?, Served::Miss),
         };
         self.metrics().count_answer("blob", head.freshness.served);
         Ok(head)

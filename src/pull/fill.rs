@@ -26,7 +26,7 @@ use super::{Error, Puller};
 use crate::oci::{ByteRange, Digest};
 use crate::routing::Route;
 use crate::store::{Blob, Partial, RangeSet};
-use crate::upstream::{self, Download};
+use crate::upstream::{self, Download, Purpose};
 
 /// How long less than a block may wait for more before it is written. Long enough to gather a
 /// block at line rate, short enough not to be felt.
@@ -107,7 +107,7 @@ async fn fill(
     let turn = turn(puller, flight, route).await?;
     if puller.store().contains(digest) {
         // An earlier flight landed between this one's look at the store and its start.
-        puller.prove_blob(route, digest).await?;
+        puller.prove_blob(route, digest, Purpose::Pull).await?;
         if let Some(blob) = puller.store().blob(digest).await {
             return Ok(blob);
         }
@@ -201,14 +201,14 @@ impl Turn {
 enum Front {
     Idle,
     Opening { end: u64, opening: Opening },
-    Streaming { end: u64, download: Download },
+    Streaming { end: u64, download: Box<Download> },
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Download, upstream::Error>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Box<Download>, upstream::Error>> + Send>>;
 
 /// What the front has to say.
 enum FrontNews {
-    Opened(Result<Download, upstream::Error>),
+    Opened(Result<Box<Download>, upstream::Error>),
     Bytes(Option<Bytes>),
 }
 
@@ -291,7 +291,7 @@ impl Fill<'_> {
         }
         if size.is_some_and(|size| held.contiguous_end(0) == size) {
             // Everything had arrived when the last process died; the upstream is asked for the right only.
-            self.puller.prove_blob(self.route, self.digest).await?;
+            self.puller.prove_blob(self.route, self.digest, Purpose::Pull).await?;
             return self.answered(size);
         }
         Ok(())
@@ -495,12 +495,13 @@ impl Fill<'_> {
         // The size that a first answer says is compared here, because another one is no reason to give up.
         let size = self.partial.size().filter(|_| self.is_answered);
         let (client, route, digest) = (self.puller.client().clone(), self.route.clone(), *self.digest);
-        let opening = Box::pin(async move { client.download(&route, &digest, bytes, size).await });
+        let opening =
+            Box::pin(async move { client.download(&route, &digest, bytes, size).await.map(Box::new) });
         self.front = Front::Opening { end, opening };
     }
 
     /// The front's download has its answer; from the front once more, if that contradicts what came before.
-    async fn opened(&mut self, opened: Result<Download, upstream::Error>) -> Result<(), Error> {
+    async fn opened(&mut self, opened: Result<Box<Download>, upstream::Error>) -> Result<(), Error> {
         let Front::Opening { end, .. } = self.front else { return Ok(()) };
         self.front = Front::Idle;
         let opened = opened.map_err(Error::from);

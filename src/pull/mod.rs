@@ -13,6 +13,7 @@ mod config;
 mod error;
 mod fill;
 mod flight;
+mod lists;
 mod manifests;
 mod metrics;
 mod piece;
@@ -32,16 +33,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use blobs::{BlobAnswer, BlobHead};
 pub use config::{FillConfig, OnAbandon, TagConfig, TagPattern, TagPolicy, Ttl};
 pub use error::Error;
+pub use lists::ListAnswer;
 pub use manifests::{ManifestAnswer, Want};
 pub use metrics::Metrics;
 pub use reader::Reader;
 pub use referrers::ReferrersAnswer;
-pub use tags::TagListAnswer;
 
 use crate::oci::{Digest, ErrorCode};
 use crate::routing::{Route, UpstreamName};
 use crate::runtime::{Clock, Coalesce, Tasks};
-use crate::store::{ReferrersRecord, Store, TagListRecord, TagRecord};
+use crate::store::{ListRecord, ReferrersRecord, Store, TagRecord};
 use crate::upstream::{Client, ManifestHead};
 use flight::Flights;
 use manifests::StoredManifest;
@@ -105,7 +106,7 @@ struct Inner {
     manifest_heads: Coalesce<String, Result<ManifestHead, Error>>,
     tag_checks: Coalesce<String, Result<TagRecord, Error>>,
     proofs: Coalesce<String, Result<Option<u64>, Error>>,
-    list_fetches: Coalesce<String, Result<Arc<TagListRecord>, Error>>,
+    list_fetches: Coalesce<String, Result<Arc<ListRecord>, Error>>,
     referrers_fetches: Coalesce<String, Result<Arc<ReferrersRecord>, Error>>,
     // moka: bounded, and entries expire by themselves.
     negatives: Cache<String, ErrorCode>,
@@ -135,7 +136,7 @@ impl Puller {
             manifest_heads: Coalesce::new("manifest-head", tasks),
             tag_checks: Coalesce::new("tag", tasks),
             proofs: Coalesce::new("proof", tasks),
-            list_fetches: Coalesce::new("tag-list", tasks),
+            list_fetches: Coalesce::new("list", tasks),
             referrers_fetches: Coalesce::new("referrers", tasks),
             negatives: Cache::builder().max_capacity(NEGATIVES).time_to_live(tag_config.negative_ttl).build(),
             media_types: Cache::new(MEDIA_TYPES),

@@ -59,6 +59,11 @@ pub enum RoutingError {
         /// What was asked for.
         repository: Repository,
     },
+    /// It names no repository either, and there is no default.
+    #[error(
+        "this needs an upstream: name one with the parameter ns, or let the operator set routing.default_upstream"
+    )]
+    NoDefault,
 }
 
 impl Routes {
@@ -120,6 +125,19 @@ impl Routes {
             Some(upstream) => Ok(route(upstream, repository.clone())),
             None => Err(RoutingError::NoUpstream { repository: repository.clone() }),
         }
+    }
+
+    /// Finds the upstream of a request that names no repository, from its `ns` parameter and its `Host` header.
+    ///
+    /// # Errors
+    /// [`RoutingError`] as for [`Routes::find`].
+    pub fn upstream(&self, ns: Option<&str>, host: Option<&str>) -> Result<&Arc<Upstream>, RoutingError> {
+        if let Some(ns) = ns {
+            let entry = self.named(ns).ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
+            return Ok(&entry.upstream);
+        }
+        let by_host = host.and_then(|host| self.by_host(host));
+        by_host.or(self.default.as_ref()).ok_or(RoutingError::NoDefault)
     }
 
     fn named(&self, name: &str) -> Option<&Entry> {

@@ -45,7 +45,7 @@ use moka::sync::Cache;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 pub use config::StoreConfig;
-pub use metadata::{Metadata, ReferrersRecord, Scope, TagListRecord, TagRecord};
+pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
 pub use partial::{Arrived, Partial, PartialFile, Piece, SealError};
 use partial::{BLOCK, PIECE_BLOCK};
 pub use ranges::RangeSet;

@@ -10,12 +10,13 @@ use tokio::time::sleep;
 
 use crate::oci::{
     Algorithm, ApiRequest, ByteRange, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Page, Reference,
-    Target, next_link,
+    Target, Via, next_link,
 };
 use crate::routing::{Route, Routes, Upstream, UpstreamName};
 use crate::runtime::{Backoff, Clock};
 
 use super::body::{Pace, ReadError, read_all};
+use super::budget::Purpose;
 use super::config::FetchConfig;
 use super::connect::{ClientError, Clients};
 use super::download::Download;
@@ -23,14 +24,15 @@ use super::error::{Error, Place, Stage};
 use super::exchange::Question;
 use super::metrics::{Kind, Metrics};
 use super::plan::{Plan, Step};
+use super::proxy::Proxies;
 use super::remote::{Remote, Shared};
 use super::response::Answer;
 
 /// Pages of one list of referrers; the largest known lists have dozens of entries.
 const MAX_REFERRERS_PAGES: usize = 64;
 
-/// A page of tags: 128 bytes each, and as many as any registry sends at once.
-const MAX_TAGS_BODY: usize = 8 << 20;
+/// A page of tags or repositories: 128 or 255 bytes each, and as many as any registry sends at once.
+const MAX_LIST_BODY: usize = 8 << 20;
 
 /// The endpoints of one upstream, in order.
 pub(super) type Remotes = Arc<[Arc<Remote>]>;
@@ -80,6 +82,15 @@ pub struct TagPage {
     pub next: Option<Page>,
 }
 
+/// A part of the names of an upstream's repositories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogPage {
+    /// As this edge's clients name them, in the upstream's order. Not checked to be valid names.
+    pub repositories: Vec<String>,
+    /// What to ask for to get the rest; `None` at the end.
+    pub next: Option<Page>,
+}
+
 impl Client {
     /// Sets up the connections' settings for every endpoint; connects to none yet.
     ///
@@ -92,8 +103,9 @@ impl Client {
         metrics: Metrics,
     ) -> Result<Self, ClientError> {
         let node = routes.node().clone();
-        let shared = Arc::new(Shared { config, clock, metrics, node });
-        let mut clients = Clients::new(&shared.config);
+        let proxies = Arc::new(Proxies::new(&config.proxy));
+        let shared = Arc::new(Shared { config, clock, metrics, node, proxies });
+        let mut clients = Clients::new(&shared.config, &shared.proxies);
         let mut remotes = HashMap::new();
         for upstream in routes.upstreams() {
             let endpoints = upstream.endpoints.iter();
@@ -108,16 +120,22 @@ impl Client {
     /// What a manifest is, without its body. Registries that refuse HEAD are asked with GET.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::is_retryable`] says whether asking again later can help.
-    pub async fn head_manifest(&self, route: &Route, reference: &Reference) -> Result<ManifestHead, Error> {
+    /// [`Error`]; [`Error::is_retryable`] says whether asking again later can help. [`Error::RateLimited`] also,
+    /// and without a request, when so little of the quota is left that this purpose goes without.
+    pub async fn head_manifest(
+        &self,
+        route: &Route,
+        reference: &Reference,
+        purpose: Purpose,
+    ) -> Result<ManifestHead, Error> {
         let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::ManifestHead, target, &route.via);
+        let question = Question::new(Kind::ManifestHead, target, &route.via).for_purpose(purpose);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest_head(&remote, &question, reference).await {
                 Ok(head) => return Ok(head),
                 Err(Error::Refused { status: 405 | 501, .. }) => {
-                    return self.manifest(route, reference).await.map(ManifestHead::from);
+                    return self.manifest(route, reference, purpose).await.map(ManifestHead::from);
                 }
                 Err(error) => rounds.failed(error),
             }
@@ -129,9 +147,14 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::head_manifest`]; [`Error::Corrupt`] when the body is not what its digest says.
-    pub async fn manifest(&self, route: &Route, reference: &Reference) -> Result<FetchedManifest, Error> {
+    pub async fn manifest(
+        &self,
+        route: &Route,
+        reference: &Reference,
+        purpose: Purpose,
+    ) -> Result<FetchedManifest, Error> {
         let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::Manifest, target, &route.via);
+        let question = Question::new(Kind::Manifest, target, &route.via).for_purpose(purpose);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest(&remote, &question, reference).await {
@@ -146,9 +169,14 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::head_manifest`].
-    pub async fn head_blob(&self, route: &Route, digest: &Digest) -> Result<BlobHead, Error> {
+    pub async fn head_blob(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        purpose: Purpose,
+    ) -> Result<BlobHead, Error> {
         let target = Target::Blob { repository: route.repository.clone(), digest: *digest };
-        let question = Question::new(Kind::BlobHead, target, &route.via);
+        let question = Question::new(Kind::BlobHead, target, &route.via).for_purpose(purpose);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match blob_head(&remote, &question, digest).await {
@@ -195,6 +223,23 @@ impl Client {
         while let Some(remote) = rounds.next().await {
             match tags(&remote, &question, page).await {
                 Ok(tags) => return Ok(tags),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// A part of the names of an upstream's repositories, as its catalogue says. Those that `rewrite` rules rename
+    /// are named as the upstream does.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`]. [`Error::NotFound`] or [`Error::Refused`] where the upstream has no catalogue,
+    /// [`Error::Unauthorized`] or [`Error::Forbidden`] where it is not for this edge.
+    pub async fn catalog(&self, upstream: &Upstream, via: &Via, page: &Page) -> Result<CatalogPage, Error> {
+        let mut rounds = self.rounds(upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match catalog(&remote, via, page).await {
+                Ok(catalog) => return Ok(catalog),
                 Err(error) => rounds.failed(error),
             }
         }
@@ -334,7 +379,7 @@ async fn tags(remote: &Remote, question: &Question, page: &Page) -> Result<TagPa
     let answer = remote.ask(question).await?;
     check_head(remote, &answer, None)?;
     let link = answer.link().and_then(next_link);
-    let body = read(remote, answer, MAX_TAGS_BODY).await?;
+    let body = read(remote, answer, MAX_LIST_BODY).await?;
     let list: TagList = serde_json::from_slice(&body)
         .map_err(|error| remote.not_a_registry(format!("a list of tags that cannot be read: {error}")))?;
     let tags = list.tags.unwrap_or_default();
@@ -342,14 +387,41 @@ async fn tags(remote: &Remote, question: &Question, page: &Page) -> Result<TagPa
     Ok(TagPage { tags, next })
 }
 
-/// The page that a link leads to. Some registries page by tokens of their own; the last tag of this page,
+#[derive(Deserialize)]
+struct Catalog {
+    repositories: Option<Vec<String>>,
+}
+
+async fn catalog(remote: &Remote, via: &Via, page: &Page) -> Result<CatalogPage, Error> {
+    let prefix = remote.endpoint().prefix.as_ref().map(|prefix| format!("{prefix}/")).unwrap_or_default();
+    // Behind a prefix the list begins and ends in the middle of the endpoint's own.
+    let last = page.last.as_ref().map(|last| format!("{prefix}{last}"));
+    let last = last.or_else(|| Some(prefix.clone()).filter(|prefix| !prefix.is_empty()));
+    let asked = Page { n: page.n, last };
+    let question = Question::new(Kind::Catalog, Target::Catalog { page: asked.clone() }, via);
+    let answer = remote.ask(&question).await?;
+    check_head(remote, &answer, None)?;
+    let link = answer.link().and_then(next_link);
+    let body = read(remote, answer, MAX_LIST_BODY).await?;
+    let list: Catalog = serde_json::from_slice(&body)
+        .map_err(|error| remote.not_a_registry(format!("a catalogue that cannot be read: {error}")))?;
+    let names = list.repositories.unwrap_or_default();
+    let next = link.and_then(|link| next_page(&link, &asked, names.last())).and_then(|next| {
+        let last = next.last?.strip_prefix(&prefix)?.to_owned();
+        Some(Page { n: next.n, last: Some(last) })
+    });
+    let own = names.iter().filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned));
+    Ok(CatalogPage { repositories: own.collect(), next })
+}
+
+/// The page that a link leads to. Some registries page by tokens of their own; the last entry of this page,
 /// which every registry of the specification understands, stands in for those.
-fn next_page(link: &str, current: &Page, last_tag: Option<&String>) -> Option<Page> {
+fn next_page(link: &str, current: &Page, last_entry: Option<&String>) -> Option<Page> {
     let query = link.split_once('?').map(|(_, query)| query).unwrap_or_default();
     let path = link.parse::<Uri>().ok().map(|uri| uri.path().to_owned()).unwrap_or_default();
     let page = match ApiRequest::parse(&path, Some(query)).map(|request| request.target) {
-        Ok(Target::Tags { page, .. }) if page.last.is_some() => page,
-        _ => Page { n: current.n, last: Some(last_tag?.clone()) },
+        Ok(Target::Tags { page, .. } | Target::Catalog { page }) if page.last.is_some() => page,
+        _ => Page { n: current.n, last: Some(last_entry?.clone()) },
     };
     // A link back to this page would be followed for ever.
     (page.last != current.last).then_some(page)

@@ -1,4 +1,4 @@
-//! Lists of tags, under the names that the client used.
+//! Lists of tags and of repositories, under the names that the client used.
 
 use serde_json::{Value, json};
 
@@ -120,4 +120,40 @@ async fn two_thousand_tags_are_one_list() {
     let (paged, pages) = follow(&edge, path, &format!("{path}?n=100")).await;
     assert_eq!((paged.len(), pages), (2001, 21));
     assert!(paged == tags);
+}
+
+#[tokio::test]
+async fn the_catalogue_is_that_of_one_upstream_and_outlives_it() {
+    let (origin, other) = (Origin::start().await, Origin::start().await);
+    for name in ["a", "b/c", "d"] {
+        origin.add_image(name, "1", vec![]);
+    }
+    other.add_image("e", "1", vec![]);
+    let edge = Edge::builder().upstream("origin.test", &origin.url(), "").upstream(
+        "other.test",
+        &other.url(),
+        "aliases = [\"alias.test\"]",
+    );
+    let mut edge = edge.start().await;
+    for vanished in [false, true] {
+        if vanished {
+            origin.vanish().await;
+            edge.restart().await;
+        }
+        let page = http::get(edge.addr(), "/v2/_catalog?n=2", &[]).await;
+        assert_eq!((page.status, page.json()), (200, json!({ "repositories": ["a", "b/c"] })));
+        assert_eq!(page.header("Link"), Some("</v2/_catalog?n=2&last=b/c>; rel=\"next\""));
+        let page = http::get(edge.addr(), "/v2/_catalog?n=2&last=b/c", &[]).await;
+        assert_eq!((page.json(), page.header("Link")), (json!({ "repositories": ["d"] }), None));
+    }
+    for (path, headers) in
+        [("/v2/_catalog?ns=other.test", vec![]), ("/v2/_catalog", vec![("Host", "alias.test")])]
+    {
+        let named = http::get(edge.addr(), path, &headers).await;
+        assert_eq!(named.json(), json!({ "repositories": ["e"] }), "{path}");
+    }
+    other.fault(Fault::on("GET", "/_catalog").respond(404, &[], ""));
+    assert_error(&http::get(edge.addr(), "/v2/_catalog?n=9&ns=other.test", &[]).await, 404, "UNSUPPORTED");
+    let unknown = http::get(edge.addr(), "/v2/_catalog?ns=unknown.test", &[]).await;
+    assert_error(&unknown, 404, "NAME_UNKNOWN");
 }

@@ -11,6 +11,7 @@ mod fills;
 mod integrity;
 mod lists;
 mod process;
+mod proxies;
 mod pulls;
 mod ranges;
 mod referrers;

@@ -1,9 +1,9 @@
 //! Manifests, tags and referrers: what is asked, and what is believed.
 
-use clawhub_edge::oci::{MANIFEST_ACCEPT, Page};
+use clawhub_edge::oci::{MANIFEST_ACCEPT, Page, Via};
 use serde_json::json;
 
-use super::origin::{Fault, OCI_INDEX, OCI_MANIFEST, Origin};
+use super::origin::{BearerConfig, Fault, OCI_INDEX, OCI_MANIFEST, Origin};
 use super::{Edge, REPOSITORY, parsed};
 
 #[tokio::test]
@@ -128,4 +128,53 @@ async fn referrers_come_whole_whatever_their_pages_and_a_missing_api_is_told_apa
     origin.fault(Fault::on("GET", "/referrers/").respond(200, &[("Content-Type", "text/html")], "<html>"));
     let page = edge.client.referrers(&edge.route(), &digest).await.unwrap_err();
     assert_eq!(page.kind(), "not_a_registry");
+}
+
+#[tokio::test]
+async fn the_catalogue_is_asked_for_with_its_own_scope_beside_those_of_repositories() {
+    let origin = Origin::start().await;
+    for name in ["alpine", "library/app", "team/a", "team/b", "zoo"] {
+        origin.add_image(name, "latest", vec![]);
+    }
+    origin.require_bearer(BearerConfig::default());
+    let edge = Edge::of(&[origin.url()]);
+    let (mut page, mut pages) = (Some(Page { n: Some(2), last: None }), Vec::new());
+    while let Some(wanted) = page {
+        let answer = edge.client.catalog(&edge.upstream, &Via::default(), &wanted).await.unwrap();
+        pages.push(answer.repositories.join(" "));
+        page = answer.next;
+    }
+    assert_eq!(pages, ["alpine library/app", "team/a team/b", "zoo"]);
+    edge.manifest("latest").await.unwrap();
+    edge.client.catalog(&edge.upstream, &Via::default(), &Page::default()).await.unwrap();
+    assert_eq!(origin.count("GET", "/token"), 2, "one for the catalogue, one for the repository");
+    assert_eq!(origin.count("GET", "scope=registry:catalog:%2A"), 1);
+}
+
+#[tokio::test]
+async fn behind_a_prefix_the_catalogue_holds_only_what_is_there_by_the_names_of_this_edge() {
+    let origin = Origin::start().await;
+    for name in ["alpine", "team/a", "team/b", "team/c", "teamwork", "zoo"] {
+        origin.add_image(name, "latest", vec![]);
+    }
+    let edge = Edge::with(&format!("url = \"{}\"\nprefix = \"team\"", origin.url()));
+    let (mut page, mut names) = (Some(Page { n: Some(2), last: None }), Vec::new());
+    while let Some(wanted) = page {
+        let answer = edge.client.catalog(&edge.upstream, &Via::default(), &wanted).await.unwrap();
+        names.extend(answer.repositories);
+        page = answer.next;
+    }
+    assert_eq!(names, ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn an_upstream_without_a_catalogue_is_told_from_one_that_refuses_it() {
+    for (status, expected) in [(404, "not_found"), (405, "refused"), (403, "forbidden"), (503, "unreachable")]
+    {
+        let origin = Origin::start().await;
+        origin.fault(Fault::on("GET", "/v2/_catalog").respond(status, &[], ""));
+        let edge = Edge::of(&[origin.url()]);
+        let error = edge.client.catalog(&edge.upstream, &Via::default(), &Page::default()).await.unwrap_err();
+        assert_eq!(error.kind(), expected, "{status}");
+    }
 }

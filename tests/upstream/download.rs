@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clawhub_edge::oci::ByteRange;
-use clawhub_edge::upstream::FetchConfig;
+use clawhub_edge::upstream::{FetchConfig, Purpose};
 use tokio::time::{Instant, timeout};
 
 use super::origin::{Fault, Gate, Origin, synthetic_bytes};
@@ -171,7 +171,7 @@ async fn what_is_no_blob_is_refused_by_its_head_and_the_next_endpoint_asked() {
         let error = alone.fetch(&digest, 0).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");
         assert_eq!(first.count("GET", &digest), 1, "{name}: asking again does not help");
-        let head = alone.client.head_blob(&alone.route(), &super::parsed(&digest)).await;
+        let head = alone.client.head_blob(&alone.route(), &super::parsed(&digest), Purpose::Pull).await;
         assert_eq!(head.unwrap_err().kind(), kind, "{name}");
         let edge = Edge::of(&[first.url(), second.url()]);
         assert!(edge.fetch(&digest, 0).await.unwrap() == blob(), "{name}");
