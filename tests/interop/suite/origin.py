@@ -47,13 +47,13 @@ class Request:
 class Origin:
     """A docker-registry on a storage directory; use it as a context manager."""
 
-    def __init__(self, workspace, storage, *, private=False, writable=False, extra=""):
-        self.name = "private.test" if private else "origin.test"
+    def __init__(self, workspace, storage, *, name="origin.test", private=False, writable=False, extra=""):
+        self.name = name
         self.port = free_port()
         self.credential = (USERNAME, PASSWORD) if private else None
         self._workspace = workspace
-        self._log = workspace.log(self.name)
-        self._configuration = workspace.folder(self.name) / "config.yml"
+        self._log = workspace.log("origin")
+        self._configuration = workspace.folder("origin") / "config.yml"
         if private:
             extra += self._htpasswd()
         self._configuration.write_text(
@@ -71,6 +71,10 @@ class Origin:
     @property
     def url(self):
         return f"http://{self.location}"
+
+    def prefix(self, _upstream_name):
+        """Where its repositories begin, for clients that are pointed straight at it."""
+        return self.location
 
     def start(self):
         argv = ["docker-registry", "serve", self._configuration]

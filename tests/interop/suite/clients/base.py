@@ -1,0 +1,58 @@
+"""What the clients have in common."""
+
+import hashlib
+from pathlib import Path
+
+from ..images import KINDS, PLATFORM
+
+
+class Client:
+    """A client pointed at a cache: `pull` gets an image into a place where nothing is yet.
+
+    It hashes what arrived, or relies on a check of the client's own that its docstring names, and returns the digests
+    that the client then holds. A `cache` is an edge or anything else with a `location` and a `prefix`.
+    """
+
+    # how reports call it
+    label: str
+    # what it is asked for: all kinds, unless another client of the same program has proven the rest
+    kinds = KINDS
+    # kinds that it cannot pull from any registry, and why
+    limits: dict[str, str] = {}
+    # what the upstream is called in the image names that it is given
+    upstream_name = "origin.test"
+
+    def __init__(self, workspace, cache):
+        self.workspace = workspace
+        self.cache = cache
+
+    def pull(self, image, platform=PLATFORM):
+        raise NotImplementedError
+
+    def reads(self, image, platform=PLATFORM):
+        """The digests that a pull may read, and no others."""
+        return image.manifests(platform) | image.blobs(platform)
+
+    def name(self, image):
+        """What its user types, where the client knows the cache as a mirror."""
+        return f"{self.upstream_name}/{image.reference}"
+
+    def name_by_path(self, image):
+        """What its user types, where the client knows nothing of mirrors."""
+        return f"{self.cache.prefix(self.upstream_name)}/{image.reference}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def digest_of(path):
+    with Path(path).open("rb") as content:
+        return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+
+
+def digests_in(folder):
+    """The digests of all files below `folder`."""
+    return {digest_of(path) for path in Path(folder).rglob("*") if path.is_file()}
