@@ -1,5 +1,6 @@
 //! The command line.
 
+mod client_config;
 mod pull;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ enum Command {
     Serve,
     /// Check the configuration and say every mistake
     CheckConfig,
+    /// Print the files that point a client at this edge
+    ClientConfig(Box<client_config::ClientConfigArguments>),
     /// Pull an image into the cache
     Pull(Box<pull::PullArguments>),
     /// Print the version
@@ -96,9 +99,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Command::CheckConfig) => {
             let config = arguments.load()?;
             let file = config.file.map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+            for warning in &config.routing.warnings {
+                say_error(warning);
+            }
             say(&format!("{file}: good"));
             Ok(())
         }
+        Some(Command::ClientConfig(client_config)) => client_config.run(&arguments.load()?),
         Some(Command::Pull(pull)) => {
             let config = arguments.load()?;
             // The bars own the terminal; the log speaks up only when something is wrong.
@@ -157,6 +164,13 @@ fn introduce(app: &App, format: LogFormat) {
 /// serves well.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// What is for people while standard output is for a file.
+fn say_words(words: &[String]) {
+    for line in words {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }
 
 fn say_error(message: &str) {

@@ -3,6 +3,7 @@
 //! The image is pulled through an edge as any client would: through the one that runs on this
 //! machine if it owns the cache, else through one of our own on a free loopback port.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ use crate::store;
 const CONCURRENT_BLOBS: usize = 3;
 /// How often a broken transfer is begun again; what has arrived is in the cache by then.
 const ATTEMPTS: u32 = 3;
+/// How deep indexes may nest, and how many manifests one image may have: real ones have two levels and a few
+/// dozen platforms.
+const DEEPEST: usize = 16;
+const MOST: usize = 10_000;
 
 /// What to pull.
 #[derive(Debug, Args)]
@@ -161,19 +166,24 @@ impl ImagePuller<'_> {
     /// how many manifests there were, and the blobs.
     async fn pull(&self, wanted: Option<&Platform>) -> Result<(Digest, usize, Vec<Descriptor>)> {
         let (digest, manifest) = self.manifest(&self.image.reference).await?;
-        let mut manifests = vec![manifest];
+        let mut manifests = vec![(manifest, 0)];
         let mut blobs: Vec<Descriptor> = Vec::new();
-        let mut count = 0;
-        // Indexes may nest; every manifest is visited once, and the digests make cycles impossible.
-        while let Some(manifest) = manifests.pop() {
-            count += 1;
+        // Indexes may nest, and name the same manifest many times over: each is visited once. Their digests
+        // make a circle impossible, and the bounds make what is nearly one harmless.
+        let mut seen = HashSet::from([digest]);
+        while let Some((manifest, depth)) = manifests.pop() {
             let is_index = matches!(manifest, Manifest::Index(_));
             let children: Vec<_> =
                 manifest.children().filter(|child| !is_index || chosen(child, wanted)).collect();
             ensure!(!children.is_empty(), "{} has nothing for {}", self.image, shown(wanted));
             for child in children {
                 if child.is_manifest() {
-                    manifests.push(self.manifest(&Reference::Digest(child.digest)).await?.1);
+                    if seen.insert(child.digest) {
+                        ensure!(depth < DEEPEST, "{} nests indexes deeper than {DEEPEST}", self.image);
+                        ensure!(seen.len() <= MOST, "{} has more than {MOST} manifests", self.image);
+                        let manifest = self.manifest(&Reference::Digest(child.digest)).await?.1;
+                        manifests.push((manifest, depth + 1));
+                    }
                 } else if !child.is_nondistributable() && blobs.iter().all(|blob| blob.digest != child.digest)
                 {
                     blobs.push(child.clone());
@@ -183,7 +193,7 @@ impl ImagePuller<'_> {
         stream::iter(blobs.iter().map(Ok))
             .try_for_each_concurrent(CONCURRENT_BLOBS, |blob| self.blob(blob))
             .await?;
-        Ok((digest, count, blobs))
+        Ok((digest, seen.len(), blobs))
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest)> {

@@ -77,7 +77,8 @@ impl Config {
         let source = file.as_deref().map(|path| (path, text.as_str()));
         let settings = Settings::new(source, environment.clone(), overrides);
         settings.allow_variable(CONFIG_VARIABLE);
-        let config = Self::read(&settings.root(), file.clone(), cache_directory(environment));
+        let mut config = Self::read(&settings.root(), file.clone(), cache_directory(environment));
+        config.fetch.proxy.inherit(environment, &settings.root().section("fetch"));
         settings.finish()?;
         Ok(config)
     }

@@ -8,6 +8,8 @@ mod body;
 mod config;
 mod connection;
 mod listener;
+mod multipart;
+mod referrers;
 mod respond;
 mod service;
 

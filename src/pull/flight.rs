@@ -4,25 +4,29 @@
 //! two tasks ever work on the same files. What one upstream has sent is not verified before its
 //! end, so the clients of another one do not follow it; they share the sealed blob.
 //! Followers read the growing file instead of a channel, so a slow client never holds bytes in
-//! memory and any offset can join. The tail is withheld until the digest is right: whoever has the
-//! last byte has a verified blob.
+//! memory and any offset can join. Each says which bytes it wants, and the fill fetches those and no
+//! others. The tail is withheld until the digest is right: whoever has the last byte has a verified
+//! blob.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::Error;
-use crate::oci::Digest;
+use crate::oci::{ByteRange, Digest};
 use crate::routing::UpstreamName;
-use crate::store::{Blob, PartialFile, RangeSet};
+use crate::store::{Arrived, Blob, PartialFile, RangeSet};
 
 /// How much of the end is withheld until the digest is right. One byte would do; with this much,
 /// a small blob is verified before a client sees any of it.
-const TAIL: u64 = 64 << 10;
+pub(super) const TAIL: u64 = 64 << 10;
+
+/// The whole blob, however large it is.
+pub(super) const WHOLE: ByteRange = ByteRange::new(0, u64::MAX);
 
 /// How far a flight has come.
 #[derive(Debug, Clone)]
@@ -75,11 +79,15 @@ impl Progress {
                     return Step::End;
                 }
                 let arrived = self.arrived.contiguous_end(position);
-                // Without a known size the end could be anywhere: it is wherever we are now.
-                let served = arrived.min(self.size.unwrap_or(arrived).saturating_sub(TAIL));
-                match end.map_or(served, |end| end.min(served)) {
-                    served if position < served => Step::ReadPartial(file.clone(), served - position),
-                    _ => Step::Wait,
+                let served = match (end, self.size) {
+                    (Some(end), Some(size)) if end < size => end.min(arrived),
+                    // Without a known size the end could be anywhere: it is wherever we are now.
+                    (_, size) => arrived.min(size.unwrap_or(arrived).saturating_sub(TAIL)),
+                };
+                if position < served {
+                    Step::ReadPartial(file.clone(), served - position)
+                } else {
+                    Step::Wait
                 }
             }
         }
@@ -99,11 +107,64 @@ pub(super) struct Flight {
     progress: watch::Sender<Progress>,
     followers: AtomicUsize,
     left: Notify,
+    /// What followers want, and how many want it. Thousands may want the same, so that the fill looks at
+    /// it once.
+    // A mutex: two operations per follower.
+    wants: Mutex<BTreeMap<ByteRange, usize>>,
+    /// Something has happened that the fill should look at: another want, or bytes that a piece has brought.
+    stirred: Notify,
 }
 
 impl Flight {
     pub(super) fn publish(&self, change: impl FnOnce(&mut Progress)) {
         self.progress.send_modify(change);
+    }
+
+    /// Tells the followers what has arrived by now.
+    pub(super) fn publish_arrived(&self, arrived: &Arrived) {
+        // Copied under the lock of the progress, or an older state could overtake a newer one.
+        self.publish(|progress| arrived.copy_to(&mut progress.arrived));
+    }
+
+    /// What followers want, in the order of the offsets.
+    pub(super) fn wants(&self) -> Vec<ByteRange> {
+        self.lock_wants().keys().copied().collect()
+    }
+
+    /// Wants these ranges, until the guard of the same ranges is dropped.
+    pub(super) fn want(&self, ranges: &[ByteRange]) {
+        let mut wants = self.lock_wants();
+        for range in ranges {
+            *wants.entry(*range).or_default() += 1;
+        }
+        drop(wants);
+        self.stir();
+    }
+
+    fn want_no_more(&self, ranges: &[ByteRange]) {
+        let mut wants = self.lock_wants();
+        for range in ranges {
+            if let Some(count) = wants.get_mut(range) {
+                *count -= 1;
+                if *count == 0 {
+                    wants.remove(range);
+                }
+            }
+        }
+    }
+
+    fn lock_wants(&self) -> MutexGuard<'_, BTreeMap<ByteRange, usize>> {
+        self.wants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the fill look at what has changed.
+    pub(super) fn stir(&self) {
+        self.stirred.notify_one();
+    }
+
+    /// Resolves when the fill was stirred since it last looked. Cancel safe.
+    pub(super) async fn stirred(&self) {
+        self.stirred.notified().await;
     }
 
     /// Resolves when nobody follows any more, and still nobody does after `grace`.
@@ -143,11 +204,12 @@ impl Flights {
         upstream: &UpstreamName,
         digest: Digest,
         scope: &str,
+        wanted: Vec<ByteRange>,
     ) -> (Follower, Option<Arc<Flight>>) {
         let key = (upstream.clone(), digest);
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = map.get(&key) {
-            return (Follower::of(flight), None);
+            return (Follower::of(flight, wanted), None);
         }
         let flight = Arc::new(Flight {
             key: key.clone(),
@@ -159,9 +221,11 @@ impl Flights {
             }),
             followers: AtomicUsize::new(0),
             left: Notify::new(),
+            wants: Mutex::default(),
+            stirred: Notify::new(),
         });
         map.insert(key, Arc::clone(&flight));
-        (Follower::of(&flight), Some(flight))
+        (Follower::of(&flight, wanted), Some(flight))
     }
 
     /// The scope on whose behalf a flight of `digest` from `upstream` runs, if there is one.
@@ -192,12 +256,21 @@ impl Flights {
 pub(super) struct Follower {
     flight: Arc<Flight>,
     progress: watch::Receiver<Progress>,
+    wanted: Vec<ByteRange>,
 }
 
 impl Follower {
-    fn of(flight: &Arc<Flight>) -> Self {
+    fn of(flight: &Arc<Flight>, wanted: Vec<ByteRange>) -> Self {
         flight.followers.fetch_add(1, Ordering::AcqRel);
-        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight) }
+        flight.want(&wanted);
+        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight), wanted }
+    }
+
+    /// Wants other bytes than before.
+    pub(super) fn want(&mut self, wanted: Vec<ByteRange>) {
+        self.flight.want(&wanted);
+        self.flight.want_no_more(&self.wanted);
+        self.wanted = wanted;
     }
 
     /// On whose behalf the flight asks its upstream.
@@ -266,6 +339,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
+        self.flight.want_no_more(&self.wanted);
         if self.flight.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.flight.left.notify_one();
         }
@@ -320,6 +394,7 @@ mod tests {
         assert_eq!(step(Some(size), size, size - TAIL, None), None);
         assert_eq!(step(Some(size), size, size - 1, Some(size)), None, "a range of the last byte waits");
         assert_eq!(step(Some(size), size, 0, Some(TAIL)), Some(TAIL), "an inner range does not");
+        assert_eq!(step(Some(size), size, size - 9, Some(size - 1)), Some(8), "however near the end");
         assert_eq!(step(None, size, 0, None), Some(size - TAIL), "an unknown end is wherever we are");
         assert_eq!(step(Some(TAIL), TAIL - 1, 0, None), None, "a small blob is verified first");
         assert_eq!(step(Some(size), TAIL, 5 * TAIL, Some(6 * TAIL)), None, "a range far ahead waits");
@@ -328,22 +403,22 @@ mod tests {
     #[tokio::test]
     async fn a_flight_without_followers_ends_only_if_nobody_joined_meanwhile() {
         let flights = Flights::default();
-        let (first, flight) = flights.join_or_start(&upstream(), digest(), "a");
+        let (first, flight) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
         let flight = flight.unwrap();
         drop(first);
         flight.deserted(Duration::ZERO).await;
-        let (second, started) = flights.join_or_start(&upstream(), digest(), "b");
+        let (second, started) = flights.join_or_start(&upstream(), digest(), "b", vec![WHOLE]);
         assert!(started.is_none(), "the flight belongs to no client");
         assert!(!flights.park_if_abandoned(&flight));
         drop(second);
         assert!(flights.park_if_abandoned(&flight));
-        let (mut late, started) = flights.join_or_start(&upstream(), digest(), "c");
+        let (mut late, started) = flights.join_or_start(&upstream(), digest(), "c", vec![WHOLE]);
         assert!(started.is_none(), "no two tasks work on the same files");
         flights.end(&flight);
         flight.publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
         assert!(matches!(late.answered().await, Err(Error::Abandoned)));
         assert!(
-            flights.join_or_start(&upstream(), digest(), "c").1.is_some(),
+            flights.join_or_start(&upstream(), digest(), "c", vec![WHOLE]).1.is_some(),
             "the next request starts anew"
         );
     }
@@ -351,7 +426,7 @@ mod tests {
     #[tokio::test]
     async fn followers_learn_of_a_failure() {
         let flights = Flights::default();
-        let (mut follower, flight) = flights.join_or_start(&upstream(), digest(), "a");
+        let (mut follower, flight) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
         flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
         assert!(matches!(follower.next(0, None).await, Err(Error::Abandoned)));
         assert!(matches!(follower.answered().await, Err(Error::Abandoned)));

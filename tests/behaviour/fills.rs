@@ -87,7 +87,7 @@ async fn ranges_join_the_running_fill_at_any_offset() {
     let mut tail = http::open(edge.addr(), &path, &[("Range", &tail)]).await;
     assert_eq!(tail.status, 206);
     assert_eq!(tail.read(1000).await, &bytes[len(10 * MIB)..][..1000]);
-    // What has not waits for it.
+    // What has not, and is far ahead, is fetched beside it.
     let addr = edge.addr();
     let ahead = tokio::spawn({
         let (path, range) = (path.clone(), format!("bytes={}-{}", 20 * MIB, 21 * MIB - 1));
@@ -98,7 +98,8 @@ async fn ranges_join_the_running_fill_at_any_offset() {
     assert!(tail.read_to_end().await == bytes[len(10 * MIB) + 1000..]);
     assert!(tail.complete());
     assert_eq!(whole.digest().await.0, digest);
-    assert_eq!(origin.bytes_sent(&digest), SIZE);
+    let twice = origin.bytes_sent(&digest) - SIZE;
+    assert!(twice <= MIB, "{twice} bytes came twice: more than the transfer had on its way");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! Each test has an origin, an edge and a cache of its own. None of them waits for time to pass where a gate, a log
 //! or a counter says that something has happened.
 
+mod client_config;
 mod command;
 mod credentials;
 mod failures;
@@ -11,10 +12,13 @@ mod fills;
 mod integrity;
 mod lists;
 mod process;
+mod proxies;
 mod pulls;
 mod ranges;
+mod referrers;
 mod resume;
 mod rights;
+mod sparse;
 #[path = "../support/mod.rs"]
 mod support;
 mod tags;

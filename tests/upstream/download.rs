@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use clawhub_edge::upstream::FetchConfig;
+use clawhub_edge::oci::ByteRange;
+use clawhub_edge::upstream::{FetchConfig, Purpose};
 use tokio::time::{Instant, timeout};
 
 use super::origin::{Fault, Gate, Origin, synthetic_bytes};
@@ -170,8 +171,7 @@ async fn what_is_no_blob_is_refused_by_its_head_and_the_next_endpoint_asked() {
         let error = alone.fetch(&digest, 0).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");
         assert_eq!(first.count("GET", &digest), 1, "{name}: asking again does not help");
-        let head =
-            alone.client.head_blob(&alone.upstream, &super::repository(), &super::parsed(&digest)).await;
+        let head = alone.client.head_blob(&alone.route(), &super::parsed(&digest), Purpose::Pull).await;
         assert_eq!(head.unwrap_err().kind(), kind, "{name}");
         let edge = Edge::of(&[first.url(), second.url()]);
         assert!(edge.fetch(&digest, 0).await.unwrap() == blob(), "{name}");
@@ -248,4 +248,22 @@ async fn downloads_from_one_endpoint_wait_for_their_turn() {
     assert!(error.to_string().contains("too many downloads"), "{error}");
     drop(first);
     assert!(edge.download(&digest, 0).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_part_is_asked_for_as_a_part_and_ends_where_it_was_to_end() {
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob(REPOSITORY, 1000, 9);
+    let edge = Edge::of(&[origin.url()]);
+    let part = async |start, end| {
+        let digest = super::parsed(&digest);
+        let mut download =
+            edge.client.download(&edge.route(), &digest, ByteRange::new(start, end), None).await.unwrap();
+        (download.size(), download.skipped(), rest(&mut download).await.unwrap())
+    };
+    let bytes = synthetic_bytes(1000, 9);
+    assert_eq!(part(100, 200).await, (Some(1000), 0, bytes[100..200].to_vec()));
+    assert_eq!(part(900, 5000).await, (Some(1000), 0, bytes[900..].to_vec()), "the end is clamped");
+    origin.fault(Fault::on("GET", &digest).ignore_range());
+    assert_eq!(part(100, 200).await, (Some(1000), 100, bytes[100..200].to_vec()), "from a whole answer");
 }

@@ -10,7 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use super::Edge;
-use super::origin::sha256;
+use super::origin::{ForwardProxy, sha256};
 
 const BODY: &str = "{\"schemaVersion\":2}";
 
@@ -159,4 +159,21 @@ async fn a_redirect_to_plain_http_is_refused() {
     let error = Edge::with(&with_ca(&server.url, &authority)).manifest("latest").await.unwrap_err();
     assert_eq!(error.kind(), "not_a_registry");
     assert!(!error.to_string().contains("signature"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_goes_through_a_proxys_tunnel_and_is_checked_as_ever() {
+    let authority = Authority::new();
+    let server = Server::start(&authority, true, ok());
+    let address = server.url.replace("https://localhost", "127.0.0.1").parse().unwrap();
+    let proxy = ForwardProxy::start(address, Some("Basic bWU6cHJveHktd29yZA=="));
+    let url = format!("http://me:proxy-word@{}", proxy.addr());
+    super::proxy::edge(&with_identity(&server.url, &authority), &url).manifest("latest").await.unwrap();
+    assert_eq!(server.seen(), [true]);
+    let port = address.port();
+    let head = proxy.heads().concat();
+    assert!(head.starts_with(&format!("CONNECT localhost:{port} HTTP/1.1\r\n")), "{head}");
+    let elsewhere = format!("url = \"https://elsewhere.test\"\nca_file = {:?}", authority.file("ca.pem"));
+    let error = super::proxy::edge(&elsewhere, &url).manifest("latest").await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
 }
