@@ -7,6 +7,7 @@ from itertools import count
 
 from . import wire
 from .machine import Process, free_port, is_listening, wait_until
+from .plain import plain_files
 
 USERNAME = "puller"
 PASSWORD = "correct horse battery staple 4711"
@@ -75,6 +76,10 @@ class Origin:
     def prefix(self, _upstream_name):
         """Where its repositories begin, for clients that are pointed straight at it."""
         return self.location
+
+    def client_files(self, client, upstream_name, *_options):
+        """The files that point `client` straight at it, path to content."""
+        return plain_files(client, self.location, upstream_name)
 
     def start(self):
         argv = ["docker-registry", "serve", self._configuration]
