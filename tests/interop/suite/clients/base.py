@@ -21,6 +21,8 @@ class Client:
     limits: dict[str, str] = {}
     # what `clawhub-edge client-config` calls it
     configured_as: str
+    # whether it reads the manifests and configs of the platforms that were not asked for
+    reads_all_metadata = False
     # what the upstream is called in the image names that it is given
     upstream_name = "origin.test"
 
@@ -42,7 +44,8 @@ class Client:
 
     def reads(self, image, platform=PLATFORM):
         """The digests that a pull may read, and no others."""
-        return image.manifests(platform) | image.blobs(platform)
+        metadata = image.metadata() if self.reads_all_metadata else image.manifests(platform)
+        return metadata | image.blobs(platform)
 
     def name(self, image):
         """What its user types, where the client knows the cache as a mirror."""

@@ -82,6 +82,8 @@ class ContainerdParallel(Containerd):
     """This year's containerd, which fetches a layer in parallel by open-ended ranges."""
 
     label = "containerd 2 by hosts directory, parallel layer fetch"
+    # of an index, it also reads the manifests and configs of the platforms that it does not pull
+    reads_all_metadata = True
     # the edge in the registry's place, not before it
     _options = ("--no-fallback",)
     _unused = (

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from ..images import KINDS, PLATFORM
+from ..images import ARTIFACT_KINDS, PLATFORM
 from ..machine import expect
 from .base import Client, digests_in
 
@@ -82,7 +82,7 @@ class _Store(Client):
     _options = ()
     limits = {
         "nested": _NESTED,
-        **dict.fromkeys(("signature", "attestation", "artifact", "sbom", "helm", "wasm", "model"), _NOT_AN_IMAGE),
+        **dict.fromkeys(ARTIFACT_KINDS, _NOT_AN_IMAGE),
     }
 
     def __init__(self, workspace, cache):

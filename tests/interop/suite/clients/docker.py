@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from ..images import PLATFORM
+from ..images import ARTIFACT_KINDS, PLATFORM
 from ..machine import CommandFailed, Process, expect, wait_until
 from .base import Client, digests_in
 
@@ -18,7 +18,15 @@ class Docker(Client):
     label = "Docker 20.10 by registry-mirrors"
     configured_as = "docker"
     upstream_name = "docker.io"
-    _options = ("--storage-driver=vfs",)
+    limits = {
+        "nested": "it takes an index in an index for an image",
+        "zstd": "it cannot unpack zstd",
+        "chunked": "it cannot unpack zstd",
+        "foreign": "it follows the URLs of layers only on Windows",
+        **dict.fromkeys(ARTIFACT_KINDS, "it pulls images into a store of images, and this is none"),
+    }
+    # a mistake of the cache is not to be hidden by another attempt
+    _options = ("--storage-driver=vfs", "--max-download-attempts=1")
 
     def __init__(self, workspace, cache):
         super().__init__(workspace, cache)
@@ -110,6 +118,8 @@ class DockerEngine29(Docker):
     """This year's Docker Engine, which keeps images in containerd's store and pulls with containerd's resolver."""
 
     label = "Docker 29 by registry-mirrors"
+    reads_all_metadata = True
+    limits = {}
     _options = ("--feature=containerd-snapshotter=true", "--storage-driver=native")
 
     def _program(self, name):

@@ -8,10 +8,12 @@ from ..foreign import ForeignHost
 from ..images import PLATFORM
 from ..lab import scenario
 from ..machine import CommandFailed, brief, expect
-from ..origin import downloads
+from ..origin import downloads, excess
 
 # what the private origin is asked for: every kind of manifest
 PRIVATE_KINDS = ("layers", "docker", "multi-arch", "artifact")
+# what may leave the origin, as a share of a blob: of a range that ends where another began, a little is on its way
+_ALLOWED = 1.02
 
 
 def _register(client):
@@ -39,10 +41,10 @@ def pull_in_every_state(lab, origin, edge, client_type, kinds):
     with client_type(lab.workspace, edge) as client:
         for image in images:
             with _cell(lab, client_type, image, "cold"):
-                asked = downloads(pull(origin, client, image), image)
-                twice = {digest: times for digest, times in asked.items() if times > 1}
-                expect(not twice, f"downloaded more than once from the origin: {brief(twice)}")
-                needless = asked.keys() - client.reads(image)
+                asked = pull(origin, client, image)
+                too_much = excess(asked, image, _ALLOWED)
+                expect(not too_much, f"downloaded more than once from the origin: {too_much}")
+                needless = downloads(asked, image).keys() - client.reads(image)
                 expect(not needless, f"downloaded from the origin, but nobody asked: {brief(needless)}")
         for image in images:
             with _cell(lab, client_type, image, "warm"):
