@@ -1,9 +1,10 @@
 //! Which bytes of a blob in flight to fetch next. Pure.
 //!
-//! A fill fetches what its followers want and no more: a client that reads a table of contents at the end of a
-//! layer costs those bytes, not the layer. No byte is fetched twice, so a fetch ends at the next byte that is
-//! there or on its way. A byte that a fetch under way will bring soon is waited for; one far ahead of it gets
-//! a fetch of its own, and the one under way then ends there.
+//! A fill fetches what its followers want and no more: a client that reads a table of contents behind the files
+//! of a layer costs those bytes, not the layer. A fetch ends at the next byte that is there or on its way, so that
+//! what has arrived is never written again: a reader may have it already, and the hash of it may be taken. A byte
+//! that a fetch under way will bring soon is waited for; one far ahead of it gets a fetch of its own, and the one
+//! under way then ends there.
 
 use crate::oci::ByteRange;
 use crate::store::RangeSet;
@@ -12,13 +13,9 @@ use crate::store::RangeSet;
 /// on a path of 330 Mbit/s and 100 ms.
 const FAR: u64 = 4 << 20;
 
-/// A fetch with less than this before it has its successor started, which hides the time to its first byte.
+/// A fetch ahead of the front with less than this before it has its successor started, which hides the time to
+/// its first byte. That of the front is the front itself: what it brings is hashed as it comes.
 const LOOKAHEAD: u64 = 16 << 20;
-
-/// With more ranges than this, islands below [`ISLAND`] are fetched again by whoever passes: a request for
-/// each hole would take longer.
-const SCATTERED: usize = 64;
-const ISLAND: u64 = 256 << 10;
 
 /// A fetch under way.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +58,8 @@ fn first_missing(start: u64, end: u64, arrived: &RangeSet, under_way: &[Fetch]) 
         if at.saturating_sub(fetch.position) >= FAR {
             return Some(at);
         }
-        if fetch.end - fetch.position >= LOOKAHEAD {
+        let is_at_front = fetch.start <= arrived.contiguous_end(0);
+        if is_at_front || fetch.end - fetch.position >= LOOKAHEAD {
             return None;
         }
         at = fetch.end;
@@ -70,15 +68,8 @@ fn first_missing(start: u64, end: u64, arrived: &RangeSet, under_way: &[Fetch]) 
 
 /// The next byte behind `start` that is there or on its way.
 fn boundary(start: u64, arrived: &RangeSet, under_way: &[Fetch]) -> u64 {
-    let mut island = arrived.next_from(start);
-    while let Some(at) = island
-        && arrived.count() > SCATTERED
-        && arrived.contiguous_end(at) - at < ISLAND
-    {
-        island = arrived.next_from(arrived.contiguous_end(at));
-    }
     let fetches = under_way.iter().map(|fetch| fetch.start).filter(|at| *at > start);
-    fetches.chain(island).min().unwrap_or(u64::MAX)
+    fetches.chain(arrived.next_from(start)).min().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -122,24 +113,17 @@ mod tests {
             Some(range(90 * MIB, SIZE)),
             "far ahead"
         );
+        let ahead = [range(100 * MIB, u64::MAX)];
         assert_eq!(
-            next(&[range(0, u64::MAX)], &[], &[(0, 9 * MIB, 20 * MIB)]),
-            Some(range(20 * MIB, SIZE)),
+            next(&ahead, &[], &[(100 * MIB, 109 * MIB, 120 * MIB)]),
+            Some(range(120 * MIB, SIZE)),
             "the successor of a fetch that ends soon"
         );
-        assert_eq!(next(&[range(0, u64::MAX)], &[], &[(0, MIB, 20 * MIB)]), None, "but not too early");
-    }
-
-    #[test]
-    fn scattered_crumbs_do_not_make_a_request_each() {
-        let crumbs: Vec<_> = (1..100).map(|i| (i * MIB, i * MIB + 1000)).collect();
+        assert_eq!(next(&ahead, &[], &[(100 * MIB, 101 * MIB, 120 * MIB)]), None, "but not too early");
         assert_eq!(
-            next_fetch(&[range(0, u64::MAX)], &arrived(&crumbs), &[], Some(SIZE)),
-            Some(range(0, SIZE))
-        );
-        assert_eq!(
-            next_fetch(&[range(0, u64::MAX)], &arrived(&crumbs[..9]), &[], Some(SIZE)),
-            Some(range(0, MIB))
+            next(&whole, &[], &[(0, 9 * MIB, 20 * MIB)]),
+            None,
+            "nor the front's, which goes on itself"
         );
     }
 

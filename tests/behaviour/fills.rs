@@ -95,11 +95,9 @@ async fn ranges_join_the_running_fill_at_any_offset() {
     assert!(tail.read_to_end().await == bytes[len(10 * MIB) + 1000..]);
     assert!(tail.complete());
     assert_eq!(whole.digest().await.0, digest);
-    assert_eq!(
-        origin.bytes_sent(&digest) - SIZE,
-        MIB,
-        "so short a range is passed by the transfer under way"
-    );
+    // The transfer that ends before that range has a few socket buffers on its way.
+    let twice = origin.bytes_sent(&digest) - SIZE;
+    assert!(twice <= 4 * MIB, "{twice} bytes came twice");
 }
 
 #[tokio::test]
