@@ -222,7 +222,8 @@ impl ImagePuller<'_> {
         let request = Request::get(format!("/v2/{repository}/{path}?ns={registry}"))
             .header(header::HOST, "localhost")
             .body(Empty::<Bytes>::new())?;
-        let response = self.way.ask(request).await.with_context(|| format!("asking the edge at {}", self.way))?;
+        let response =
+            self.way.ask(request).await.with_context(|| format!("asking the edge at {}", self.way))?;
         if response.status() == StatusCode::OK {
             return Ok(response);
         }

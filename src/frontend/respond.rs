@@ -53,7 +53,8 @@ impl Refusal {
     /// More requests at once than there are seats for.
     pub(super) fn overload() -> Self {
         let message = "the edge has no seat for this request now; come back later";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message).retry(DEFAULT_RETRY_AFTER)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message)
+            .retry(DEFAULT_RETRY_AFTER)
     }
 
     /// A range that lies outside of the blob.

@@ -174,7 +174,11 @@ impl Service {
     }
 
     /// Refuses one request because there is no seat for it.
-    pub(super) fn refuse_for_load(&self, request: Request<Incoming>, client: &Client) -> Response<ResponseBody> {
+    pub(super) fn refuse_for_load(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+    ) -> Response<ResponseBody> {
         let (parts, _) = request.into_parts();
         let log = log_request(&parts, client);
         self.finish(&parts, log, "refused", Refusal::overload().into())

@@ -8,9 +8,12 @@ mod command;
 mod credentials;
 mod failures;
 mod fills;
+mod http2;
 mod integrity;
+mod listeners;
 mod lists;
 mod process;
+mod proxy_protocol;
 mod pulls;
 mod ranges;
 mod resume;
@@ -18,6 +21,7 @@ mod rights;
 #[path = "../support/mod.rs"]
 mod support;
 mod tags;
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;
