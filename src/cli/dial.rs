@@ -21,7 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-use crate::frontend::{ClientCertificates, ListenAddress, ListenConfig, ProxyProtocol, TlsConfig, leaf_names};
+use crate::frontend::{
+    ClientCertificates, ListenAddress, ListenConfig, ProxyProtocol, TlsConfig, leaf_names,
+};
 
 /// A way to one of this machine's own listeners.
 #[derive(Clone)]
@@ -47,7 +49,8 @@ impl Way {
                     ways.push((2, Self::tls(reachable(*address), tls)?));
                 }
                 // Where systemd's sockets are is not in the configuration.
-                (ListenAddress::Systemd(_), _) | (ListenAddress::Tcp(_) | ListenAddress::Unix(_), Some(_)) => {}
+                (ListenAddress::Systemd(_), _)
+                | (ListenAddress::Tcp(_) | ListenAddress::Unix(_), Some(_)) => {}
             }
         }
         let way = ways.into_iter().min_by_key(|(rank, _)| *rank);
@@ -70,7 +73,8 @@ impl Way {
             Self::Unix(path) => send(UnixStream::connect(path).await?, request).await,
             Self::Tls(address, name, config) => {
                 let stream = TcpStream::connect(address).await?;
-                send(TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await?, request).await
+                send(TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await?, request)
+                    .await
             }
         }
     }
@@ -78,9 +82,17 @@ impl Way {
     fn tls(address: SocketAddr, tls: &TlsConfig) -> Result<Self> {
         let mut known = Vec::new();
         for files in &tls.certificates {
-            known.push(CertificateDer::from_pem_file(&files.certificate).with_context(|| files.certificate.display().to_string())?);
+            known.push(
+                CertificateDer::from_pem_file(&files.certificate)
+                    .with_context(|| files.certificate.display().to_string())?,
+            );
         }
-        let name = known.first().map(leaf_names).unwrap_or_default().into_iter().find_map(|name| name.try_into().ok());
+        let name = known
+            .first()
+            .map(leaf_names)
+            .unwrap_or_default()
+            .into_iter()
+            .find_map(|name| name.try_into().ok());
         let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
         let provider = Arc::new(aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -156,7 +168,12 @@ impl ServerCertVerifier for Own {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -165,7 +182,12 @@ impl ServerCertVerifier for Own {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

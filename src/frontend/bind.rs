@@ -44,7 +44,9 @@ pub enum BindError {
     #[error("cannot listen on unix:{}: another process does", .0.display())]
     InUse(PathBuf),
     /// A configured name that systemd does not pass.
-    #[error("cannot listen on systemd:{0}: no socket of this name was passed (see FileDescriptorName= and Sockets=)")]
+    #[error(
+        "cannot listen on systemd:{0}: no socket of this name was passed (see FileDescriptorName= and Sockets=)"
+    )]
     NotPassed(String),
     /// A passed socket that the configuration does not know.
     #[error(
@@ -215,8 +217,7 @@ fn inheritable_options(socket: &SockRef<'_>) -> io::Result<()> {
 
 /// Removes the socket file of a process that is gone.
 fn make_way(path: &Path) -> Result<(), BindError> {
-    let refused =
-        |source| BindError::Refused { address: ListenAddress::Unix(path.to_owned()), source };
+    let refused = |source| BindError::Refused { address: ListenAddress::Unix(path.to_owned()), source };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(refused(error)),

@@ -100,7 +100,8 @@ impl Client {
         if !self.source.is_trusted(&self.trusted_proxies) {
             return self.source;
         }
-        let values = |name: HeaderName| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        let values =
+            |name: HeaderName| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
         let by_forwarded = self.walk(values(header::FORWARDED).flat_map(elements).map(forwarded_for));
         let by_x_forwarded = self.walk(values(X_FORWARDED_FOR).flat_map(|value| value.split(',')));
         match (by_forwarded, by_x_forwarded) {

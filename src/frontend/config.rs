@@ -84,7 +84,7 @@ impl ListenConfig {
         };
         config.address = address?;
         let is_unix = matches!(config.address, ListenAddress::Unix(_));
-        if table.has("mode") && !is_unix {
+        if config.mode != plain.mode && !is_unix {
             table.mistake("mode", "only a Unix socket that this process makes has one");
         }
         if config.proxy_protocol == ProxyProtocol::Required && config.trusted_proxies.is_empty() && !is_unix {
@@ -189,6 +189,10 @@ impl FrontendConfig {
 
     /// What is odd but keeps nothing from working.
     pub fn warnings(&self, now: Timestamp) -> Vec<String> {
-        self.listen.iter().filter_map(|listen| listen.tls.as_ref()).flat_map(|tls| tls.warnings(now)).collect()
+        self.listen
+            .iter()
+            .filter_map(|listen| listen.tls.as_ref())
+            .flat_map(|tls| tls.warnings(now))
+            .collect()
     }
 }

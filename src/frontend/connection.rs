@@ -40,7 +40,7 @@ const NO_TLS_HERE: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plai
     Connection: close\r\nContent-Length: 37\r\n\r\nthis port speaks plain HTTP, not TLS\n";
 /// And the other way round, for people with curl.
 const TLS_HERE: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
-    Connection: close\r\nContent-Length: 39\r\n\r\nthis port speaks TLS: ask with https://\n";
+    Connection: close\r\nContent-Length: 40\r\n\r\nthis port speaks TLS: ask with https://\n";
 
 /// A connection as it was accepted.
 #[derive(Debug)]

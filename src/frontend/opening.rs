@@ -41,7 +41,11 @@ impl Opening {
                 return Ok(opening);
             }
             if stream.read_buf(head).await? == 0 {
-                return if head.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Self::Http1) };
+                return if head.is_empty() {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                } else {
+                    Ok(Self::Http1)
+                };
             }
         }
     }

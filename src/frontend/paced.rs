@@ -107,7 +107,8 @@ mod tests {
     async fn a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut server = Paced::new(listener.accept().await.unwrap().0, Bytes::new(), Duration::from_millis(200));
+        let mut server =
+            Paced::new(listener.accept().await.unwrap().0, Bytes::new(), Duration::from_millis(200));
         let block = vec![0; 1 << 20];
         let writing = tokio::spawn(async move {
             loop {

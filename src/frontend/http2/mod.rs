@@ -110,7 +110,8 @@ async fn answer(
 
 /// What HTTP/1.1 says in `Host`, HTTP/2 says in `:authority`; the rooms behind know the former (RFC 9113, section 8.3.1).
 fn with_host(mut request: Request<Incoming>) -> Request<Incoming> {
-    let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    let authority =
+        request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(authority) = authority {
         request.headers_mut().insert(header::HOST, authority);
     }

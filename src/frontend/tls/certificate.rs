@@ -32,7 +32,8 @@ impl Certificate {
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| malformed(&error))?;
         let ends = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
         let names = dns_names(&parsed);
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::malformed(&files.key, &error))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::malformed(&files.key, &error))?;
         let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 TlsError::Mismatch { certificate: files.certificate.clone(), key: files.key.clone() }
@@ -77,7 +78,8 @@ impl ResolvesServerCert for Choice {
 /// The certificates in the order in which they suit a client that asks for `name`: those for exactly this name, those
 /// with a wildcard for it, then all in their own order, the default first.
 fn in_order<'c>(certificates: impl Iterator<Item = &'c [String]>, name: Option<&str>) -> Vec<usize> {
-    let mut ranked: Vec<_> = certificates.enumerate().map(|(index, names)| (rank(names, name), index)).collect();
+    let mut ranked: Vec<_> =
+        certificates.enumerate().map(|(index, names)| (rank(names, name), index)).collect();
     ranked.sort_unstable();
     ranked.into_iter().map(|(_, index)| index).collect()
 }
@@ -162,8 +164,10 @@ mod tests {
     fn the_owner_is_an_alternative_name_or_the_subject() {
         let certified = |names: &[&str], common_name: &str| {
             let key = rcgen::KeyPair::generate().unwrap();
-            let mut params =
-                rcgen::CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+            let mut params = rcgen::CertificateParams::new(
+                names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(),
+            )
+            .unwrap();
             params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
             params.self_signed(&key).unwrap().der().clone()
         };

@@ -60,7 +60,10 @@ impl TlsConfig {
         }
         if certificates.is_empty() {
             if client_ca_file.is_some() {
-                table.mistake("client_ca_file", "needs certificate and key: only TLS carries client certificates");
+                table.mistake(
+                    "client_ca_file",
+                    "needs certificate and key: only TLS carries client certificates",
+                );
             }
             return None;
         }
@@ -91,7 +94,9 @@ fn read_pair(table: &Section<'_>) -> Option<CertificateFiles> {
     };
     if let Err(error) = Material::read(&config).and_then(|material| material.certificates(&config)) {
         let key = match &error {
-            TlsError::Unreadable { path, .. } | TlsError::Malformed { path, .. } if *path == files.certificate => {
+            TlsError::Unreadable { path, .. } | TlsError::Malformed { path, .. }
+                if *path == files.certificate =>
+            {
                 "certificate"
             }
             _ => "key",

@@ -134,7 +134,8 @@ impl Material {
         let read = |path: &Path| {
             std::fs::read(path).map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })
         };
-        let pairs = config.certificates.iter().map(|files| Ok((read(&files.certificate)?, read(&files.key)?)));
+        let pairs =
+            config.certificates.iter().map(|files| Ok((read(&files.certificate)?, read(&files.key)?)));
         let client_ca = config.client_ca_file.as_deref().map(read);
         Ok(Self { pairs: pairs.collect::<Result<_, TlsError>>()?, client_ca: client_ca.transpose()? })
     }
@@ -165,7 +166,8 @@ fn server_config(
     resumption: &Resumption,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = match (client_ca, &config.client_ca_file) {
         (Some(pem), Some(path)) => {
             let roots = Arc::new(roots(path, pem)?);
@@ -174,7 +176,9 @@ fn server_config(
                 ClientCertificates::Required => verifier,
                 ClientCertificates::Optional => verifier.allow_unauthenticated(),
             };
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| TlsError::malformed(path, &error))?)
+            builder.with_client_cert_verifier(
+                verifier.build().map_err(|error| TlsError::malformed(path, &error))?,
+            )
         }
         _ => builder.with_no_client_auth(),
     };

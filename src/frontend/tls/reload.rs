@@ -100,8 +100,12 @@ impl Reloader {
             Ok((client_ca, resumption)) => {
                 (self.client_ca, self.resumption) = (client_ca, resumption);
                 self.metrics.reloads.with_label_values(&["loaded"]).inc();
-                let certificates: Vec<_> =
-                    self.config.certificates.iter().map(|files| files.certificate.display().to_string()).collect();
+                let certificates: Vec<_> = self
+                    .config
+                    .certificates
+                    .iter()
+                    .map(|files| files.certificate.display().to_string())
+                    .collect();
                 tracing::info!(certificates = certificates.join(", "), "certificates were reloaded");
             }
             Err(error) => {
