@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::OnAbandon;
 use super::flight::{Flight, Phase, WHOLE};
 use super::piece::{PieceError, PieceJob};
-use super::schedule::{Fetch, next_fetch};
+use super::schedule::{Fetch, Speed, next_fetch};
 use super::{Error, Puller};
 use crate::oci::{ByteRange, Digest};
 use crate::routing::Route;
@@ -31,6 +31,9 @@ use crate::upstream::{self, Download, Purpose};
 /// How long less than a block may wait for more before it is written. Long enough to gather a
 /// block at line rate, short enough not to be felt.
 pub(super) const LINGER: Duration = Duration::from_millis(4);
+
+/// How often the speed of a fill is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Ranges that are fetched ahead of the front at once, as many as clients ask for at once; each holds half
 /// a MiB.
@@ -127,6 +130,7 @@ async fn fill(
         turn: Turn::Held(turn),
         front: Front::Idle,
         pieces: Pieces::new(),
+        speed: Speed::UNKNOWN,
         is_answered: false,
         is_in_order: false,
         is_wanted_to_the_end: false,
@@ -177,6 +181,7 @@ struct Fill<'f> {
     turn: Turn,
     front: Front,
     pieces: Pieces,
+    speed: Speed,
     /// The upstream has answered for the blob, so that what is here may be read.
     is_answered: bool,
     /// The upstream ignores ranges: everything is fetched from the front.
@@ -368,6 +373,8 @@ impl Fill<'_> {
         let mut draining = false;
         let mut deserted = pin!(flight.deserted(config.abandon_grace));
         let mut linger = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut look = pin!(tokio::time::sleep(LOOK));
+        let mut bytes_at_look = self.partial.arrived().ranges().len();
         loop {
             if stirred && frame.is_empty() {
                 if self.front.is_idle() {
@@ -427,6 +434,14 @@ impl Fill<'_> {
                     stirred = true;
                 }
                 () = flight.stirred() => stirred = true,
+                // What was to come soon, and does not, gets a fetch of its own.
+                () = look.as_mut(), if self.is_fetching() => {
+                    let bytes = self.partial.arrived().ranges().len();
+                    self.speed.observe(bytes - bytes_at_look, LOOK);
+                    bytes_at_look = bytes;
+                    look.as_mut().reset(Instant::now() + LOOK);
+                    stirred = true;
+                }
                 () = linger.as_mut(), if lingers => {}
                 () = deserted.as_mut(), if watched => {
                     if !draining && self.is_worth_finishing() {
@@ -455,11 +470,11 @@ impl Fill<'_> {
         self.is_wanted_to_the_end |= wants.iter().any(|want| want.end >= size.unwrap_or(u64::MAX));
         self.cut_front(&wants);
         let arrived = self.partial.arrived().ranges();
-        let is_missing = next_fetch(&wants, &arrived, &[self.front_fetch()], size).is_some();
+        let is_missing = next_fetch(&wants, &arrived, &[self.front_fetch()], size, self.speed).is_some();
         // Without an answer, and where ranges are ignored, whatever is wanted comes from the front.
         let from_the_front = self.is_in_order || !self.is_answered;
         let wants = if from_the_front && is_missing { Arc::from([WHOLE]) } else { wants };
-        while let Some(next) = next_fetch(&wants, &arrived, &self.fetches(&arrived), size) {
+        while let Some(next) = next_fetch(&wants, &arrived, &self.fetches(&arrived), size, self.speed) {
             if !self.has_turn() {
                 return;
             }
@@ -672,6 +687,10 @@ impl Fill<'_> {
         self.pieces.fetches.push((start, end));
         self.pieces.ends.push(task);
         true
+    }
+
+    fn is_fetching(&self) -> bool {
+        self.is_answered && (!self.front.is_idle() || !self.pieces.is_empty())
     }
 
     fn is_complete(&self) -> bool {
