@@ -61,6 +61,14 @@ class Edge:
         """The URL path of a repository, for requests that name the upstream by path."""
         return f"/v2/{upstream_name}/{repository}"
 
+    def client_files(self, client, upstream_name, *options):
+        """What `client-config` prints to point `client` at this edge, path to content."""
+        printed = self._workspace.command(
+            self._binary, "--config", self.configuration, "client-config", client, f"--upstream={upstream_name}",
+            "--json", *options,
+        )  # fmt: skip
+        return {file["path"]: file["content"] for file in json.loads(printed)}
+
     def spawn(self):
         """Starts the process without waiting for anything."""
         argv = [self._binary, "--config", self.configuration, "serve"]
@@ -119,6 +127,9 @@ class Distribution:
 
     def path(self, _upstream_name, repository):
         return f"/v2/{repository}"
+
+    def client_files(self, client, upstream_name, *options):
+        return self._registry.client_files(client, upstream_name, *options)
 
     def restart(self):
         self._registry.stop()

@@ -75,6 +75,9 @@ class Library:
         hex_digest = digest.removeprefix("sha256:")
         return self.storage / "docker/registry/v2/blobs/sha256" / hex_digest[:2] / hex_digest / "data"
 
+    def size(self, digest):
+        return self.blob(digest).stat().st_size
+
 
 @dataclass(frozen=True)
 class Image:
@@ -120,6 +123,10 @@ class Image:
         """Config and layers of one platform."""
         return {self.config(platform), *self.layers(platform)}
 
+    def metadata(self):
+        """All manifests below the tag, of every platform, and their configs."""
+        return self._below(self.digest, with_layers=False)
+
     def everything(self):
         """All manifests and blobs below the tag, of every platform and of what belongs to none."""
         return self._below(self.digest)
@@ -137,11 +144,12 @@ class Image:
                 return [digest, *path]
         return []
 
-    def _below(self, digest):
+    def _below(self, digest, with_layers=True):
         document = self._read(digest)
         if "manifests" in document:
-            return {digest}.union(*(self._below(entry["digest"]) for entry in document["manifests"]))
-        return {digest, document["config"]["digest"], *(layer["digest"] for layer in document["layers"])}
+            return {digest}.union(*(self._below(entry["digest"], with_layers) for entry in document["manifests"]))
+        layers = document["layers"] if with_layers else ()
+        return {digest, document["config"]["digest"], *(layer["digest"] for layer in layers)}
 
     def _read(self, digest):
         return json.loads(self.library.blob(digest).read_bytes())

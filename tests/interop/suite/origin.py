@@ -7,6 +7,7 @@ from itertools import count
 
 from . import wire
 from .machine import Process, free_port, is_listening, wait_until
+from .plain import plain_files
 
 USERNAME = "puller"
 PASSWORD = "correct horse battery staple 4711"
@@ -76,6 +77,10 @@ class Origin:
         """Where its repositories begin, for clients that are pointed straight at it."""
         return self.location
 
+    def client_files(self, client, upstream_name, *_options):
+        """The files that point `client` straight at it, path to content."""
+        return plain_files(client, self.location, upstream_name)
+
     def start(self):
         argv = ["docker-registry", "serve", self._configuration]
         self.process = Process(argv, self._log, self._workspace.environment())
@@ -120,11 +125,23 @@ class Origin:
         return f"auth:\n  htpasswd: {{realm: interop, path: {users}}}\n"
 
 
+def excess(requests, image, allowed):
+    """The digests of which more than `allowed` times their size was downloaded, in one piece or in ranges."""
+    sent = Counter()
+    for digest, request in _content_of(requests, image):
+        sent[digest] += request.size
+    sizes = {digest: image.library.size(digest) for digest in sent}
+    return {digest: size for digest, size in sent.items() if size > allowed * sizes[digest]}
+
+
 def downloads(requests, image):
     """How often each digest of `image`'s repository was downloaded; a tag counts as what it points at."""
-    counts = Counter()
+    return Counter(digest for digest, _ in _content_of(requests, image))
+
+
+def _content_of(requests, image):
+    """The downloads of `image`'s repository, each with its digest."""
     for request in requests:
         content = _CONTENT.match(request.path)
         if request.method == "GET" and request.status < 300 and content and content["repository"] == image.repository:
-            counts[image.digest if content["reference"] == image.tag else content["reference"]] += 1
-    return counts
+            yield image.digest if content["reference"] == image.tag else content["reference"], request

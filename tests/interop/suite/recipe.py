@@ -1,7 +1,6 @@
 """How the images are made: with buildah, umoci, skopeo, BuildKit and zstd, and by hand where no tool makes them."""
 
 import base64
-import fcntl
 import gzip
 import hashlib
 import io
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from . import wire
 from .buildkit import BuildKitDaemon
+from .cache import cached
 from .images import FOREIGN_PORT, LARGE_LAYER_SIZE, LAYER_COUNT, MIB, PLATFORM, PLATFORMS, TAG_COUNT, Library
 from .machine import expect
 from .origin import Origin
@@ -35,15 +35,7 @@ _SPDX = json.dumps({"spdxVersion": "SPDX-2.3", "name": "interop"}).encode()
 
 def open_library(cache, workspace):
     """The library under `cache`, made first where it is missing; older recipes' libraries are removed."""
-    folder = cache / f"v{_hash()}"
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            print("making the images, once", flush=True)
-            for stale in cache.glob("v*"):
-                shutil.rmtree(stale)
-            _make(cache / "partial", workspace).rename(folder)
-    return Library(folder)
+    return Library(cached(cache, "v", _hash(), lambda folder: _make(folder, workspace)))
 
 
 def _hash():
@@ -52,7 +44,7 @@ def _hash():
 
 
 def _make(folder, workspace):
-    shutil.rmtree(folder, ignore_errors=True)
+    print("making the images, once", flush=True)
     storage = folder / "registry"
     storage.mkdir(parents=True)
     # a registry takes manifests with URLs only if it is told which
@@ -60,7 +52,6 @@ def _make(folder, workspace):
     with Origin(workspace, storage, writable=True, extra=urls) as origin:
         catalog = _Maker(workspace, origin, folder / "foreign").fill()
     (folder / "catalog.json").write_text(json.dumps(catalog, indent=2))
-    return folder
 
 
 class _Maker:
@@ -375,7 +366,8 @@ def _tar(files):
             entry = tarfile.TarInfo(path)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    return tar.getvalue()
+    # without Python's padding to whole records, which a writer of zstd:chunked does not reproduce
+    return tar.getvalue()[: archive.offset]
 
 
 class _Layout:

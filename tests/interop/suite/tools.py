@@ -4,15 +4,15 @@
 that folder.
 """
 
-import fcntl
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from .cache import cached
 
 _RECIPE = Path(__file__).resolve().parents[1] / "tools"
 # older ones cannot fetch the toolchain that go.mod asks for
@@ -21,15 +21,7 @@ _OLDEST_GO = (1, 21)
 
 def open_tools(cache):
     """The folder of the commands, made first where it is missing; older recipes' are removed."""
-    folder = cache / f"tools-{_hash()}"
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            for stale in cache.glob("tools-*"):
-                shutil.rmtree(stale)
-            _make(folder)
-            (folder / "complete").touch()
-    return folder / "bin"
+    return cached(cache, "tools-", _hash(), _make) / "bin"
 
 
 def _hash():

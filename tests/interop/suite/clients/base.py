@@ -19,6 +19,10 @@ class Client:
     kinds = KINDS
     # kinds that it cannot pull from any registry, and why
     limits: dict[str, str] = {}
+    # what `clawhub-edge client-config` calls it
+    configured_as: str
+    # whether it reads the manifests and configs of the platforms that were not asked for
+    reads_all_metadata = False
     # what the upstream is called in the image names that it is given
     upstream_name = "origin.test"
 
@@ -29,9 +33,19 @@ class Client:
     def pull(self, image, platform=PLATFORM):
         raise NotImplementedError
 
+    def write_configuration(self, folder, *options):
+        """Writes the files that point this client at the cache below `folder`, as if it were the root directory."""
+        files = self.cache.client_files(self.configured_as, self.upstream_name, *options)
+        for path, content in files.items():
+            place = Path(folder, path.removeprefix("/"))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(content)
+        return Path(folder)
+
     def reads(self, image, platform=PLATFORM):
         """The digests that a pull may read, and no others."""
-        return image.manifests(platform) | image.blobs(platform)
+        metadata = image.metadata() if self.reads_all_metadata else image.manifests(platform)
+        return metadata | image.blobs(platform)
 
     def name(self, image):
         """What its user types, where the client knows the cache as a mirror."""

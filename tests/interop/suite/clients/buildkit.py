@@ -5,11 +5,11 @@ import shutil
 from ..buildkit import BuildKitDaemon
 from ..images import PLATFORM
 from .base import Client, digests_in
-from .configuration import buildkitd_toml
 
 
 class BuildKit(Client):
     label = "BuildKit by buildkitd.toml"
+    configured_as = "buildkit"
 
     def pull(self, image, platform=PLATFORM):
         """Builds an image of a single FROM; every manifest and blob that BuildKit's content store then holds."""
@@ -25,7 +25,8 @@ class BuildKit(Client):
             self._daemon.forget()
 
     def __enter__(self):
-        self._daemon = BuildKitDaemon(self.workspace, buildkitd_toml(self.cache, self.upstream_name))
+        files = self.cache.client_files(self.configured_as, self.upstream_name)
+        self._daemon = BuildKitDaemon(self.workspace, "\n".join(files.values()))
         self._daemon.__enter__()
         return self
 

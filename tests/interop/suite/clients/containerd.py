@@ -6,13 +6,14 @@ import shutil
 from ..images import MIB, PLATFORM
 from ..machine import CommandFailed, Process, wait_until
 from .base import Client, digests_in
-from .configuration import hosts_toml
 
 
 class Containerd(Client):
     """Debian's containerd, driven by its own `ctr`."""
 
     label = "containerd 1.6 by hosts directory"
+    configured_as = "containerd"
+    _options = ()
     _unused = (
         "grpc.v1.cri", "internal.v1.opt",
         *(f"snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper", "overlayfs", "zfs")),
@@ -22,12 +23,10 @@ class Containerd(Client):
     def __init__(self, workspace, cache):
         super().__init__(workspace, cache)
         self._folder = workspace.folder("containerd")
-        self._hosts = self._folder / "hosts"
         self._address = self._folder / "containerd.sock"
         self._content = self._folder / "root/io.containerd.content.v1.content/blobs/sha256"
-        (self._hosts / self.upstream_name).mkdir(parents=True)
-        (self._hosts / self.upstream_name / "hosts.toml").write_text(hosts_toml(cache, self.upstream_name))
-        self._write_configuration()
+        self._hosts = self.write_configuration(self._folder, *self._options) / "etc/containerd/certs.d"
+        self._write_own_configuration()
         self._pulls = 0
 
     def pull(self, image, platform=PLATFORM):
@@ -69,7 +68,7 @@ class Containerd(Client):
             return False
         return True
 
-    def _write_configuration(self):
+    def _write_own_configuration(self):
         (self._folder / "containerd.toml").write_text(
             f'root = "{self._folder}/root"\n'
             f'state = "{self._folder}/state"\n'
@@ -83,6 +82,10 @@ class ContainerdParallel(Containerd):
     """This year's containerd, which fetches a layer in parallel by open-ended ranges."""
 
     label = "containerd 2 by hosts directory, parallel layer fetch"
+    # of an index, it also reads the manifests and configs of the platforms that it does not pull
+    reads_all_metadata = True
+    # the edge in the registry's place, not before it
+    _options = ("--no-fallback",)
     _unused = (
         "cri.v1.images", "cri.v1.runtime", "grpc.v1.cri", "nri.v1.nri",
         *(f"snapshotter.v1.{name}" for name in ("btrfs", "devmapper", "erofs", "overlayfs", "zfs")),

@@ -3,13 +3,17 @@
 import json
 import shutil
 
-from ..images import KINDS, PLATFORM
+from ..images import ARTIFACT_KINDS, PLATFORM
 from ..machine import expect
 from .base import Client, digests_in
-from .configuration import registries_conf
 
 _NOT_AN_IMAGE = "it pulls images into a store of images, and this is none"
 _NESTED = "it takes an index in an index for an image"
+
+
+def registries_conf(client, *options):
+    """The registries.conf lines that make the cache of `client` the mirror of its upstream, which nothing else reaches."""
+    return "\n".join(client.cache.client_files(client.configured_as, client.upstream_name, *options).values())
 
 
 class Skopeo(Client):
@@ -58,9 +62,10 @@ class SkopeoMirror(Skopeo):
     """skopeo with the upstream in the image's name and the cache as its mirror in registries.conf."""
 
     label = "skopeo by registries.conf"
+    configured_as = "podman"
 
     def _registries_conf(self):
-        return registries_conf(self.cache, self.upstream_name)
+        return registries_conf(self)
 
     def _name(self, image):
         return self.name(image)
@@ -73,14 +78,16 @@ class _Store(Client):
     names: with the config's digest right, its layers are the origin's.
     """
 
+    configured_as = "podman"
+    _options = ()
     limits = {
         "nested": _NESTED,
-        **dict.fromkeys(("signature", "attestation", "artifact", "sbom", "helm", "wasm", "model"), _NOT_AN_IMAGE),
+        **dict.fromkeys(ARTIFACT_KINDS, _NOT_AN_IMAGE),
     }
 
     def __init__(self, workspace, cache):
         super().__init__(workspace, cache)
-        self._home = workspace.home(registries_conf(cache, self.upstream_name))
+        self._home = workspace.home(registries_conf(self, *self._options))
 
     def pull(self, image, platform=PLATFORM):
         """Pulls and unpacks; the digests of manifest and config as the store has them, and the layers that these prove."""
@@ -117,6 +124,8 @@ class Buildah(_Store):
     """buildah as a build begins: `buildah from`, and an image without a command runs `buildah pull`."""
 
     label = "buildah by registries.conf"
+    # the edge in the registry's place, not as its mirror
+    _options = ("--no-fallback",)
 
     def _pull(self, store, image, platform):
         buildah = ("buildah", "--storage-driver=vfs", f"--root={store}/root", f"--runroot={store}/run")
@@ -133,6 +142,7 @@ class CriO(_Store):
     """The libraries that CRI-O and Podman pull with, in this year's version (`tests/interop/tools/containers-pull`)."""
 
     label = "CRI-O's library by registries.conf"
+    configured_as = "cri-o"
 
     def _pull(self, store, image, platform):
         facts = json.loads(self.run(store, self.name(image), self._home, platform))

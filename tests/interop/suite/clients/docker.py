@@ -3,10 +3,9 @@
 import json
 import shutil
 
-from ..images import PLATFORM
+from ..images import ARTIFACT_KINDS, PLATFORM
 from ..machine import CommandFailed, Process, expect, wait_until
 from .base import Client, digests_in
-from .configuration import daemon_json
 
 
 class Docker(Client):
@@ -17,14 +16,25 @@ class Docker(Client):
     """
 
     label = "Docker 20.10 by registry-mirrors"
+    configured_as = "docker"
     upstream_name = "docker.io"
+    limits = {
+        "nested": "it takes an index in an index for an image",
+        "zstd": "it cannot unpack zstd",
+        "chunked": "it cannot unpack zstd",
+        "foreign": "it follows the URLs of layers only on Windows",
+        **dict.fromkeys(ARTIFACT_KINDS, "it pulls images into a store of images, and this is none"),
+    }
+    # a mistake of the cache is not to be hidden by another attempt
+    _options = ("--storage-driver=vfs", "--max-download-attempts=1")
 
     def __init__(self, workspace, cache):
         super().__init__(workspace, cache)
         self._folder = workspace.folder("docker")
         self._host = f"unix://{self._folder}/docker.sock"
-        self._configuration = self._folder / "daemon.json"
-        self._configuration.write_text(self._daemon_json())
+        self._configuration = self._folder / "etc/docker"
+        self._configuration.mkdir(parents=True)
+        self._configure()
 
     def pull(self, image, platform=PLATFORM):
         """Pulls and unpacks; the digests of manifest and config as Docker has them, and the layers that these prove."""
@@ -38,11 +48,11 @@ class Docker(Client):
 
     def __enter__(self):
         log = self.workspace.log("dockerd")
-        # mounts of its own: what it leaves mounted goes with it, and what it writes into /etc/docker is not the host's
-        script = 'mkdir -p /etc/docker && mount -t tmpfs none /etc/docker && exec "$@"'
+        # mounts of its own: what it leaves mounted goes with it, and its /etc/docker is not the host's
+        script = 'mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"'
         argv = (
-            "unshare", "--mount", "sh", "-c", script, "dockerd", self._program("dockerd"),
-            f"--config-file={self._configuration}", f"--host={self._host}", f"--data-root={self._folder}/data",
+            "unshare", "--mount", "sh", "-c", script, self._configuration, self._program("dockerd"),
+            f"--host={self._host}", f"--data-root={self._folder}/data",
             f"--exec-root={self._folder}/exec", f"--pidfile={self._folder}/docker.pid",
             "--bridge=none", "--iptables=false", "--ip-forward=false", *self._options,
         )  # fmt: skip
@@ -54,8 +64,6 @@ class Docker(Client):
         self._daemon.stop(patience=20)
         shutil.rmtree(self._folder)
 
-    _options = ("--storage-driver=vfs",)
-
     def _program(self, name):
         return name
 
@@ -63,8 +71,8 @@ class Docker(Client):
         # what the mirror does not answer, Docker asks of Docker Hub: nothing listens on port 1
         return self.workspace.environment(self._folder, HTTPS_PROXY="http://127.0.0.1:1")
 
-    def _daemon_json(self):
-        return daemon_json(self.cache)
+    def _configure(self):
+        self.write_configuration(self._folder)
 
     def _name(self, image):
         return self.name(image)
@@ -99,8 +107,8 @@ class DockerByPath(Docker):
     label = "Docker 20.10 by path prefix"
     upstream_name = "origin.test"
 
-    def _daemon_json(self):
-        return "{}"
+    def _configure(self):
+        """Nothing: Docker takes plain HTTP for granted on loopback."""
 
     def _name(self, image):
         return self.name_by_path(image)
@@ -110,6 +118,8 @@ class DockerEngine29(Docker):
     """This year's Docker Engine, which keeps images in containerd's store and pulls with containerd's resolver."""
 
     label = "Docker 29 by registry-mirrors"
+    reads_all_metadata = True
+    limits = {}
     _options = ("--feature=containerd-snapshotter=true", "--storage-driver=native")
 
     def _program(self, name):

@@ -8,12 +8,12 @@ from ..foreign import ForeignHost
 from ..images import PLATFORM
 from ..lab import scenario
 from ..machine import CommandFailed, brief, expect
-from ..origin import downloads
+from ..origin import downloads, excess
 
 # what the private origin is asked for: every kind of manifest
 PRIVATE_KINDS = ("layers", "docker", "multi-arch", "artifact")
-# these take seconds to unpack, so after a restart one client stands for all
-HEAVY_KINDS = ("sixty", "large")
+# what may leave the origin, as a share of a blob: of a range that ends where another began, a little is on its way
+_ALLOWED = 1.02
 
 
 def _register(client):
@@ -38,14 +38,13 @@ for _client in CLIENTS:
 def pull_in_every_state(lab, origin, edge, client_type, kinds):
     limited = lab.library.images(*(kind for kind in kinds if kind in client_type.limits))
     images = lab.library.images(*(kind for kind in kinds if kind not in client_type.limits))
-    light = [image for image in images if image.kind not in HEAVY_KINDS]
     with client_type(lab.workspace, edge) as client:
         for image in images:
             with _cell(lab, client_type, image, "cold"):
-                asked = downloads(pull(origin, client, image), image)
-                twice = {digest: times for digest, times in asked.items() if times > 1}
-                expect(not twice, f"downloaded more than once from the origin: {brief(twice)}")
-                needless = asked.keys() - client.reads(image)
+                asked = pull(origin, client, image)
+                too_much = excess(asked, image, _ALLOWED)
+                expect(not too_much, f"downloaded more than once from the origin: {too_much}")
+                needless = downloads(asked, image).keys() - client.reads(image)
                 expect(not needless, f"downloaded from the origin, but nobody asked: {brief(needless)}")
         for image in images:
             with _cell(lab, client_type, image, "warm"):
@@ -59,7 +58,8 @@ def pull_in_every_state(lab, origin, edge, client_type, kinds):
             with _cell(lab, client_type, image, "origin stopped"):
                 pull(origin, client, image)
         edge.restart()
-        for image in images if client_type is Skopeo else light:
+        # what the edge has kept does not depend on who asks: the first client stands for all
+        for image in images if client_type is Skopeo else images[:1]:
             with lab.check(f"edge restarted, origin still stopped · {image.kind}"):
                 pull(origin, client, image)
 
