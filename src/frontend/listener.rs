@@ -26,7 +26,7 @@ const OPERATOR_CONNECTIONS: usize = 64;
 /// The bound listeners, before they serve.
 #[derive(Debug)]
 pub struct Listeners {
-    listeners: Vec<Listener>,
+    bound: Vec<Listener>,
     reloaders: Vec<Reloader>,
     tls_metrics: tls::Metrics,
     limits: Limits,
@@ -87,7 +87,7 @@ impl Listeners {
             });
             reloaders.extend(reloader);
         }
-        Ok(Self { listeners, reloaders, tls_metrics, limits: config.limits.clone() })
+        Ok(Self { bound: listeners, reloaders, tls_metrics, limits: config.limits.clone() })
     }
 
     /// Where pulls are answered.
@@ -102,7 +102,7 @@ impl Listeners {
     }
 
     fn pulls(&self) -> impl Iterator<Item = &Listener> {
-        self.listeners.iter().filter(|listener| listener.facet != Facet::Metrics)
+        self.bound.iter().filter(|listener| listener.facet != Facet::Metrics)
     }
 
     /// Serves until the process drains; connections under way then finish their answer. Every
@@ -114,7 +114,7 @@ impl Listeners {
         if !self.reloaders.is_empty() {
             tasks.spawn("reload", Reloader::run(self.reloaders, Arc::clone(reload), tasks.clone()));
         }
-        for listener in self.listeners {
+        for listener in self.bound {
             let is_operators = listener.facet == Facet::Metrics;
             let terms = Arc::new(Terms {
                 facet: listener.facet,

@@ -118,6 +118,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "what `parse` returns")]
     fn whole(source: Option<&str>, length: usize) -> Result<Option<Header>, Malformed> {
         Ok(Some(Header { source: source.map(|source| source.parse().unwrap()), length }))
     }
