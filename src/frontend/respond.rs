@@ -56,6 +56,13 @@ impl Refusal {
         Self::new(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, message)
     }
 
+    /// More requests at once than there are seats for.
+    pub(super) fn overload() -> Self {
+        let message = "the edge has no seat for this request now; come back later";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message)
+            .retry(DEFAULT_RETRY_AFTER)
+    }
+
     /// A range that lies outside of the blob.
     pub(super) fn unsatisfiable_range(size: u64) -> Self {
         let message = format!("the blob has {size} bytes");

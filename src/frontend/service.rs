@@ -1,6 +1,5 @@
 //! One request, one answer.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 
 use super::access_log::{self, Record};
 use super::body::ResponseBody;
+use super::client::Client;
 use super::multipart::Multipart;
 use super::referrers;
 use super::respond::{Refusal, cache_status};
@@ -163,17 +163,28 @@ impl Service {
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        client: &Client,
         facet: Facet,
     ) -> Response<ResponseBody> {
         // A pull has no body; what a write brings is not read.
         let (parts, _) = request.into_parts();
-        let log = log_request(&parts, peer);
+        let log = log_request(&parts, client);
         let (kind, answer) = match self.operator_answer(&parts, facet) {
             Some(answer) => ("operator", answer),
             None => self.api_answer(&parts).await,
         };
         self.finish(&parts, log, kind, answer)
+    }
+
+    /// Refuses one request because there is no seat for it.
+    pub(super) fn refuse_for_load(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+    ) -> Response<ResponseBody> {
+        let (parts, _) = request.into_parts();
+        let log = log_request(&parts, client);
+        self.finish(&parts, log, "refused", Refusal::overload().into())
     }
 
     /// Health and metrics.
@@ -374,7 +385,7 @@ impl Service {
         {
             headers.insert(CACHE_STATUS, cache_status);
         }
-        if !matches!(parts.method, Method::GET | Method::HEAD) {
+        if !matches!(parts.method, Method::GET | Method::HEAD) && parts.version < Version::HTTP_2 {
             // The body that such a request brings was not read, so nothing can follow it.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -498,7 +509,7 @@ fn matches_etag(parts: &Parts, digest: &Digest) -> bool {
         .any(|candidate| candidate == "*" || candidate.trim_start_matches("W/") == etag)
 }
 
-fn log_request(parts: &Parts, peer: SocketAddr) -> access_log::Request {
+fn log_request(parts: &Parts, client: &Client) -> access_log::Request {
     let text =
         |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let id = text(REQUEST_ID)
@@ -510,7 +521,9 @@ fn log_request(parts: &Parts, peer: SocketAddr) -> access_log::Request {
     };
     access_log::Request {
         id,
-        peer,
+        client: client.of_request(&parts.headers),
+        version: parts.version,
+        tls: client.tls.clone(),
         method: parts.method.clone(),
         // The path alone: a query may carry what is nobody's business.
         path: parts.uri.path().to_owned(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::flight::{Follower, TAIL, WHOLE};
+use super::flight::{TAIL, WHOLE};
 use super::reader::{Reader, Source};
 use super::{Error, Freshness, Puller, Served, fill};
 use crate::oci::{ByteRange, Digest, RangeRequest, Resolved};
@@ -133,24 +133,24 @@ impl Puller {
         let negative = Self::blob_key(route, digest);
         self.check_negative(&negative)?;
         loop {
-            let flying = self.0.flights.scope_of(&route.upstream.name, digest);
-            let foreign = flying.as_ref().is_some_and(|flying| *flying != scope);
+            let flying = self.0.flights.look(&route.upstream.name, digest);
+            let foreign = flying.as_ref().is_some_and(|(flying, _)| *flying != scope);
             if foreign && !self.is_visible(route, digest).await {
                 // The flight proves another repository's right; ours is asked for beside it.
                 self.prove_blob(route, digest, Purpose::Pull).await?;
             }
-            // A range is known once the size is; that of a flight under way may be told below.
-            let proven = match range {
-                Some(_) if flying.is_none() => self.size_upstream(route, digest).await?,
-                _ => None,
+            // What a range means is known once the size is.
+            let size = match (range, flying) {
+                (None, _) => None,
+                (Some(_), Some((_, Some(size)))) => Some(size),
+                (Some(_), _) => self.size_upstream(route, digest).await?,
             };
-            let wanted = match (range, proven) {
+            let wanted = match (range, size) {
                 (Some(range), Some(size)) if range.resolve(size) == Resolved::Unsatisfiable => {
                     let nothing = Content::Memory(Bytes::new());
-                    return Ok(BlobAnswer { size: proven, ..self.answer_of(nothing, Served::Miss) });
+                    return Ok(BlobAnswer { size: Some(size), ..self.answer_of(nothing, Served::Miss) });
                 }
                 (Some(range), Some(size)) => self.wanted(range, size),
-                (Some(_), None) if flying.is_some() => Vec::new(),
                 _ => vec![WHOLE],
             };
             let (mut follower, started) =
@@ -162,18 +162,17 @@ impl Puller {
             }
             let joined = started.is_none();
             if let Some(flight) = started {
-                if flying.is_some() {
-                    // The flight that this was to join has ended; nothing is known for one of its own.
-                    follower.want(vec![WHOLE]);
-                }
                 let (puller, route, digest) = (self.clone(), route.clone(), *digest);
-                self.0.tasks.spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest, proven));
+                self.0.tasks.spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest, size));
             }
             let wait = self.fill_config().wait_timeout;
             let answered = tokio::time::timeout(wait, follower.answered()).await;
             match answered.unwrap_or(Err(Error::Deadline(wait))) {
                 Ok(size) => {
-                    self.want_parts(&mut follower, range, size);
+                    if range.is_some() && size.is_none() {
+                        // The transfer under way does not say where it ends; only its end does.
+                        follower.want(vec![WHOLE]);
+                    }
                     let served = if joined { Served::Collapsed } else { Served::Miss };
                     let source = Source::Flight(follower);
                     return Ok(BlobAnswer {
@@ -197,10 +196,12 @@ impl Puller {
         }
     }
 
-    /// The size of a blob that nobody fetches yet, which its upstream is asked for: only then is it known
-    /// what a range means. Nothing where the upstream's HEAD does not tell; then the whole blob does.
+    /// The size of a blob, which its upstream is asked for. Nothing where a HEAD does not tell; then the whole
+    /// blob does.
     async fn size_upstream(&self, route: &Route, digest: &Digest) -> Result<Option<u64>, Error> {
         match self.prove_blob(route, digest, Purpose::Pull).await {
+            // Proxies that answer a HEAD themselves say nothing of the length, or zero.
+            Ok(Some(0)) if *digest != Digest::of(digest.algorithm(), b"") => Ok(None),
             Ok(size) => Ok(size),
             Err(error @ Error::Unknown(_)) => Err(error),
             // Storage behind a redirect may refuse a HEAD to a URL that was signed for GET.
@@ -208,13 +209,6 @@ impl Puller {
                 tracing::debug!(%digest, %error, "its size is not known yet; it is fetched as a whole");
                 Ok(None)
             }
-        }
-    }
-
-    /// Now that the answer is there, says what a follower wants.
-    fn want_parts(&self, follower: &mut Follower, range: Option<&RangeRequest>, size: Option<u64>) {
-        if let Some(range) = range {
-            follower.want(size.map_or_else(|| vec![WHOLE], |size| self.wanted(range, size)));
         }
     }
 

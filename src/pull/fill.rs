@@ -2,8 +2,8 @@
 //!
 //! The front is fetched by one download, hashed as it comes; ranges far ahead of it that somebody wants are
 //! brought by up to [`MAX_PIECES`] pieces into the same file, and hashed once the front has come to them.
-//! [`schedule`](super::schedule) says what is fetched next. An upstream that cannot give ranges is asked for
-//! everything in order.
+//! [`schedule`](super::schedule) says what is fetched next. An upstream that ignores ranges is asked for
+//! everything in order. What has arrived is never written again: a reader may have it already.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::config::OnAbandon;
 use super::flight::{Flight, Phase, WHOLE};
 use super::piece::{PieceError, PieceJob};
-use super::schedule::{Fetch, next_fetch};
+use super::schedule::{Fetch, Speed, next_fetch};
 use super::{Error, Puller};
 use crate::oci::{ByteRange, Digest};
 use crate::routing::Route;
@@ -30,7 +30,10 @@ use crate::upstream::{self, Download, Purpose};
 
 /// How long less than a block may wait for more before it is written. Long enough to gather a
 /// block at line rate, short enough not to be felt.
-const LINGER: Duration = Duration::from_millis(4);
+pub(super) const LINGER: Duration = Duration::from_millis(4);
+
+/// How often the speed of a fill is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Ranges that are fetched ahead of the front at once, as many as clients ask for at once; each holds half
 /// a MiB.
@@ -39,6 +42,11 @@ const MAX_PIECES: usize = 8;
 /// The longest range of one request for a piece: what comes beyond the start of a later one is thrown away, so
 /// it must not be much; and a request costs a round trip or two.
 const PIECE: u64 = 32 << 20;
+
+/// Pieces that may fail one after the other before the flight does, where nothing else gets on; between them
+/// it rests, twice as long each time.
+const PIECE_FAILURES: u32 = 4;
+const PIECE_REST: Duration = Duration::from_millis(250);
 
 /// Runs one flight to its end and tells its followers. `proven` is the blob's size, where the upstream has
 /// already answered for it.
@@ -122,6 +130,7 @@ async fn fill(
         turn: Turn::Held(turn),
         front: Front::Idle,
         pieces: Pieces::new(),
+        speed: Speed::UNKNOWN,
         is_answered: false,
         is_in_order: false,
         is_wanted_to_the_end: false,
@@ -172,9 +181,10 @@ struct Fill<'f> {
     turn: Turn,
     front: Front,
     pieces: Pieces,
+    speed: Speed,
     /// The upstream has answered for the blob, so that what is here may be read.
     is_answered: bool,
-    /// A piece could not be had: everything is fetched from the front.
+    /// The upstream ignores ranges: everything is fetched from the front.
     is_in_order: bool,
     /// Somebody has wanted the end of the blob, so that finishing it is in somebody's interest.
     is_wanted_to_the_end: bool,
@@ -237,24 +247,59 @@ impl Front {
 
 /// The pieces under way.
 struct Pieces {
+    /// Their starts, and where they are to end.
     fetches: Vec<(u64, Arc<AtomicU64>)>,
     ends: FuturesUnordered<JoinHandle<(u64, Result<(), PieceError>)>>,
     stop: CancellationToken,
+    /// How many have failed since the last one that brought everything, and until when none is started.
+    failures: u32,
+    rest: Option<Pin<Box<Sleep>>>,
+}
+
+/// A fill that dies leaves nobody writing into its file.
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
 }
 
 impl Pieces {
     fn new() -> Self {
-        Self { fetches: Vec::new(), ends: FuturesUnordered::new(), stop: CancellationToken::new() }
+        let (fetches, ends) = (Vec::new(), FuturesUnordered::new());
+        Self { fetches, ends, stop: CancellationToken::new(), failures: 0, rest: None }
+    }
+
+    /// One has failed: none is started for a while.
+    fn failed(&mut self) {
+        let rest = PIECE_REST * 2u32.pow(self.failures.min(PIECE_FAILURES));
+        self.failures += 1;
+        self.rest = Some(Box::pin(tokio::time::sleep(rest)));
     }
 
     fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The end of a piece, and why, if it did not bring everything. Cancel safe; never resolves without any.
-    async fn ended(&mut self) -> Result<(), PieceError> {
-        let Some(ended) = self.ends.next().await else { return std::future::pending().await };
-        self.note(ended)
+    /// The end of a piece, and why, if it did not bring everything; nothing when the rest after a failure is
+    /// over. Cancel safe; never resolves without either.
+    async fn news(&mut self) -> Option<Result<(), PieceError>> {
+        let rested = async {
+            match &mut self.rest {
+                Some(rest) => rest.as_mut().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            Some(ended) = self.ends.next() => Some(ended),
+            () = rested => None,
+        };
+        match ended {
+            Some(ended) => Some(self.note(ended)),
+            None => {
+                self.rest = None;
+                None
+            }
+        }
     }
 
     fn note(&mut self, ended: Result<(u64, Result<(), PieceError>), JoinError>) -> Result<(), PieceError> {
@@ -328,6 +373,8 @@ impl Fill<'_> {
         let mut draining = false;
         let mut deserted = pin!(flight.deserted(config.abandon_grace));
         let mut linger = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut look = pin!(tokio::time::sleep(LOOK));
+        let mut bytes_at_look = self.partial.arrived().ranges().len();
         loop {
             if stirred && frame.is_empty() {
                 if self.front.is_idle() {
@@ -376,12 +423,10 @@ impl Fill<'_> {
                         stirred = true;
                     }
                 },
-                ended = self.pieces.ended(), if !self.pieces.is_empty() => {
+                news = self.pieces.news() => {
                     stirred = true;
-                    if let Err(error) = ended {
-                        tracing::debug!(digest = %self.digest, %error, "the rest is fetched in order");
-                        self.is_in_order = true;
-                        self.pieces.stop().await;
+                    if let Some(ended) = news {
+                        self.piece_ended(ended).await?;
                     }
                 }
                 turn = self.turn.comes() => {
@@ -389,6 +434,14 @@ impl Fill<'_> {
                     stirred = true;
                 }
                 () = flight.stirred() => stirred = true,
+                // What was to come soon, and does not, gets a fetch of its own.
+                () = look.as_mut(), if self.is_fetching() => {
+                    let bytes = self.partial.arrived().ranges().len();
+                    self.speed.observe(bytes - bytes_at_look, LOOK);
+                    bytes_at_look = bytes;
+                    look.as_mut().reset(Instant::now() + LOOK);
+                    stirred = true;
+                }
                 () = linger.as_mut(), if lingers => {}
                 () = deserted.as_mut(), if watched => {
                     if !draining && self.is_worth_finishing() {
@@ -412,33 +465,68 @@ impl Fill<'_> {
 
     /// Starts the fetches that are due. Nothing that has come may still be on its way to the front.
     fn fetch_what_is_wanted(&mut self) {
-        let wants = self.flight.wants();
         let size = self.partial.size();
+        let wants = self.flight.wants();
         self.is_wanted_to_the_end |= wants.iter().any(|want| want.end >= size.unwrap_or(u64::MAX));
+        self.cut_front(&wants);
         let arrived = self.partial.arrived().ranges();
-        while let Some(next) = next_fetch(&wants, &arrived, &self.fetches(&arrived), size) {
+        let is_missing = next_fetch(&wants, &arrived, &[self.front_fetch()], size, self.speed).is_some();
+        // Without an answer, and where ranges are ignored, whatever is wanted comes from the front.
+        let from_the_front = self.is_in_order || !self.is_answered;
+        let wants = if from_the_front && is_missing { Arc::from([WHOLE]) } else { wants };
+        while let Some(next) = next_fetch(&wants, &arrived, &self.fetches(&arrived), size, self.speed) {
             if !self.has_turn() {
                 return;
             }
             let is_at_front = next.start == arrived.contiguous_end(self.partial.position());
             if is_at_front && self.front.is_idle() && self.is_at(&arrived) {
                 self.end_others_at(next.start);
-                self.open_front(if self.is_in_order || size == Some(next.end) { u64::MAX } else { next.end });
-            } else if is_at_front || !self.is_answered || self.is_in_order || !self.start_piece(next) {
-                // What pieces have brought to the front is hashed first; what they cannot bring comes with
-                // the front.
+                self.open_front(if size == Some(next.end) { u64::MAX } else { next.end });
+            } else if is_at_front || from_the_front || !self.start_piece(next) {
+                // What pieces have brought to the front is hashed first.
                 break;
             }
         }
-        if self.front.is_idle() && self.pieces.is_empty() {
-            match next_fetch(&wants, &arrived, &[self.front_fetch()], size) {
-                None => self.turn = Turn::Released,
-                Some(_) if self.is_in_order && self.is_at(&arrived) && self.has_turn() => {
-                    self.open_front(u64::MAX);
+        if self.front.is_idle() && self.pieces.is_empty() && !is_missing {
+            self.turn = Turn::Released;
+        }
+    }
+
+    /// Ends the front where nobody wants more. What nobody wants at all is for the grace of the abandoned.
+    fn cut_front(&mut self, wants: &[ByteRange]) {
+        let position = self.partial.position();
+        if wants.is_empty() || !self.is_answered || self.is_in_order || self.is_worth_finishing() {
+            return;
+        }
+        let Some(end) = self.front.end() else { return };
+        let wanted = wants.iter().filter(|want| want.start < *end && want.end > position);
+        *end = wanted.map(|want| want.end).max().unwrap_or(position).min(*end);
+        if *end == position && matches!(self.front, Front::Streaming { .. }) {
+            self.front = Front::Idle;
+        }
+    }
+
+    /// Takes note of the end of a piece.
+    async fn piece_ended(&mut self, ended: Result<(), PieceError>) -> Result<(), Error> {
+        match ended {
+            Ok(()) => self.pieces.failures = 0,
+            Err(PieceError::RangeIgnored) => self.go_on_in_order().await,
+            Err(PieceError::Pull(error)) => {
+                tracing::debug!(digest = %self.digest, %error, "a part could not be fetched ahead");
+                self.pieces.failed();
+                if self.pieces.failures > PIECE_FAILURES && self.front.is_idle() && self.pieces.is_empty() {
+                    return Err(error);
                 }
-                Some(_) => {}
             }
         }
+        Ok(())
+    }
+
+    /// The upstream ignores ranges: what is wanted comes with everything before it, and is worth keeping.
+    async fn go_on_in_order(&mut self) {
+        tracing::debug!(digest = %self.digest, upstream = %self.route.upstream.name, "ranges are ignored");
+        (self.is_in_order, self.is_wanted_to_the_end) = (true, true);
+        self.pieces.stop().await;
     }
 
     /// Whether it may fetch now; if not, it is told when it may.
@@ -526,6 +614,13 @@ impl Fill<'_> {
             self.puller.set_visible(self.route, self.digest);
             self.answered(download.size().or(self.partial.size()))?;
         }
+        if download.ignores_range() && !self.is_in_order {
+            self.go_on_in_order().await;
+            if end != u64::MAX {
+                // It sends all there is: better asked for as such than thrown away behind this part.
+                return Ok(());
+            }
+        }
         self.front = Front::Streaming { end, download };
         Ok(())
     }
@@ -565,7 +660,7 @@ impl Fill<'_> {
     /// Starts to fetch a range ahead of the front, if there is a turn for it.
     fn start_piece(&mut self, range: ByteRange) -> bool {
         let Some(size) = self.partial.size() else { return false };
-        if self.pieces.fetches.len() >= MAX_PIECES {
+        if self.pieces.fetches.len() >= MAX_PIECES || self.pieces.rest.is_some() {
             return false;
         }
         // The flight has a turn; it serves the front, or the one piece where the front rests.
@@ -592,6 +687,10 @@ impl Fill<'_> {
         self.pieces.fetches.push((start, end));
         self.pieces.ends.push(task);
         true
+    }
+
+    fn is_fetching(&self) -> bool {
+        self.is_answered && (!self.front.is_idle() || !self.pieces.is_empty())
     }
 
     fn is_complete(&self) -> bool {

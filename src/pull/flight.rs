@@ -94,6 +94,47 @@ impl Progress {
     }
 }
 
+/// What followers want, and how many want it.
+#[derive(Debug, Default)]
+struct Wants {
+    counts: BTreeMap<ByteRange, usize>,
+    /// The keys, which the fill looks at for every block.
+    ranges: Arc<[ByteRange]>,
+}
+
+impl Wants {
+    /// Whether something is wanted that was not before.
+    fn add(&mut self, ranges: &[ByteRange]) -> bool {
+        let before = self.counts.len();
+        for range in ranges {
+            *self.counts.entry(*range).or_default() += 1;
+        }
+        self.have_changed(before)
+    }
+
+    /// Whether something is wanted no more.
+    fn remove(&mut self, ranges: &[ByteRange]) -> bool {
+        let before = self.counts.len();
+        for range in ranges {
+            if let Some(count) = self.counts.get_mut(range) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(range);
+                }
+            }
+        }
+        self.have_changed(before)
+    }
+
+    fn have_changed(&mut self, before: usize) -> bool {
+        let changed = self.counts.len() != before;
+        if changed {
+            self.ranges = self.counts.keys().copied().collect();
+        }
+        changed
+    }
+}
+
 /// What a flight fetches, and from where.
 type Key = (UpstreamName, Digest);
 
@@ -107,10 +148,8 @@ pub(super) struct Flight {
     progress: watch::Sender<Progress>,
     followers: AtomicUsize,
     left: Notify,
-    /// What followers want, and how many want it. Thousands may want the same, so that the fill looks at
-    /// it once.
     // A mutex: two operations per follower.
-    wants: Mutex<BTreeMap<ByteRange, usize>>,
+    wants: Mutex<Wants>,
     /// Something has happened that the fill should look at: another want, or bytes that a piece has brought.
     stirred: Notify,
 }
@@ -127,33 +166,24 @@ impl Flight {
     }
 
     /// What followers want, in the order of the offsets.
-    pub(super) fn wants(&self) -> Vec<ByteRange> {
-        self.lock_wants().keys().copied().collect()
+    pub(super) fn wants(&self) -> Arc<[ByteRange]> {
+        Arc::clone(&self.lock_wants().ranges)
     }
 
-    /// Wants these ranges, until the guard of the same ranges is dropped.
+    /// Wants these ranges, until as many are wanted no more.
     pub(super) fn want(&self, ranges: &[ByteRange]) {
-        let mut wants = self.lock_wants();
-        for range in ranges {
-            *wants.entry(*range).or_default() += 1;
+        if self.lock_wants().add(ranges) {
+            self.stir();
         }
-        drop(wants);
-        self.stir();
     }
 
     fn want_no_more(&self, ranges: &[ByteRange]) {
-        let mut wants = self.lock_wants();
-        for range in ranges {
-            if let Some(count) = wants.get_mut(range) {
-                *count -= 1;
-                if *count == 0 {
-                    wants.remove(range);
-                }
-            }
+        if self.lock_wants().remove(ranges) {
+            self.stir();
         }
     }
 
-    fn lock_wants(&self) -> MutexGuard<'_, BTreeMap<ByteRange, usize>> {
+    fn lock_wants(&self) -> MutexGuard<'_, Wants> {
         self.wants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -228,10 +258,12 @@ impl Flights {
         (Follower::of(&flight, wanted), Some(flight))
     }
 
-    /// The scope on whose behalf a flight of `digest` from `upstream` runs, if there is one.
-    pub(super) fn scope_of(&self, upstream: &UpstreamName, digest: &Digest) -> Option<String> {
+    /// The scope on whose behalf a flight of `digest` from `upstream` runs, if there is one, and the size of
+    /// the blob where the upstream has said it.
+    pub(super) fn look(&self, upstream: &UpstreamName, digest: &Digest) -> Option<(String, Option<u64>)> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.get(&(upstream.clone(), *digest)).map(|flight| flight.scope.clone())
+        let flight = map.get(&(upstream.clone(), *digest))?;
+        Some((flight.scope.clone(), flight.progress.borrow().size))
     }
 
     /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
@@ -322,8 +354,13 @@ impl Follower {
     /// The next bytes from `position`, or `None` at `end`. Cancel safe.
     ///
     /// # Errors
-    /// Why the flight failed, or that the file cannot be read.
-    pub(super) async fn next(&mut self, position: u64, end: Option<u64>) -> Result<Option<Bytes>, Error> {
+    /// Why the flight failed, that the file cannot be read, or that nothing has happened for as long as `wait`.
+    pub(super) async fn next(
+        &mut self,
+        position: u64,
+        end: Option<u64>,
+        wait: Duration,
+    ) -> Result<Option<Bytes>, Error> {
         loop {
             let step = self.progress.borrow_and_update().step(position, end);
             match step {
@@ -331,7 +368,10 @@ impl Follower {
                 Step::ReadSealed(blob, len) => return Ok(Some(blob.read(position, len).await?)),
                 Step::End => return Ok(None),
                 Step::Fail(error) => return Err(error),
-                Step::Wait => self.progress.changed().await.map_err(|_| Error::Internal)?,
+                Step::Wait => {
+                    let changed = tokio::time::timeout(wait, self.progress.changed()).await;
+                    changed.map_err(|_| Error::Deadline(wait))?.map_err(|_| Error::Internal)?;
+                }
             }
         }
     }
@@ -428,7 +468,7 @@ mod tests {
         let flights = Flights::default();
         let (mut follower, flight) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
         flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
-        assert!(matches!(follower.next(0, None).await, Err(Error::Abandoned)));
+        assert!(matches!(follower.next(0, None, Duration::from_secs(1)).await, Err(Error::Abandoned)));
         assert!(matches!(follower.answered().await, Err(Error::Abandoned)));
     }
 }

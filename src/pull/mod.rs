@@ -42,10 +42,11 @@ pub use referrers::ReferrersAnswer;
 use crate::oci::{Digest, ErrorCode};
 use crate::routing::{Route, UpstreamName};
 use crate::runtime::{Clock, Coalesce, Tasks};
-use crate::store::{ListRecord, ReferrersRecord, Store, TagRecord};
+use crate::store::{ListRecord, Store, TagRecord};
 use crate::upstream::{Client, ManifestHead};
 use flight::Flights;
 use manifests::StoredManifest;
+use referrers::FetchedReferrers;
 
 /// "There is no such thing" is remembered for this many things at most.
 const NEGATIVES: u64 = 10_000;
@@ -107,7 +108,7 @@ struct Inner {
     tag_checks: Coalesce<String, Result<TagRecord, Error>>,
     proofs: Coalesce<String, Result<Option<u64>, Error>>,
     list_fetches: Coalesce<String, Result<Arc<ListRecord>, Error>>,
-    referrers_fetches: Coalesce<String, Result<Arc<ReferrersRecord>, Error>>,
+    referrers_fetches: Coalesce<String, Result<FetchedReferrers, Error>>,
     // moka: bounded, and entries expire by themselves.
     negatives: Cache<String, ErrorCode>,
     media_types: Cache<Digest, &'static str>,

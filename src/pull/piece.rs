@@ -1,12 +1,15 @@
 //! A part of a blob that is fetched ahead of the fill's front.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::fill::LINGER;
 use super::flight::Flight;
 use super::{Error, Puller};
 use crate::oci::{ByteRange, Digest};
@@ -50,11 +53,13 @@ impl PieceJob {
             opened = opening => opened.map_err(Error::from)?,
             () = stop.cancelled() => return Ok(()),
         };
-        if download.skipped() > 0 {
+        if download.ignores_range() {
             return Err(PieceError::RangeIgnored);
         }
         let mut frame = Bytes::new();
         let mut ended = false;
+        let begin = self.piece.position();
+        let mut linger = pin!(tokio::time::sleep(LINGER));
         loop {
             let left = self.end.load(Ordering::Acquire).saturating_sub(self.piece.position());
             frame.truncate(usize::try_from(left).unwrap_or(usize::MAX));
@@ -62,7 +67,12 @@ impl PieceJob {
             if !frame.is_empty() && self.piece.has_room() {
                 self.piece.push(&mut frame);
             }
-            self.piece.start_write();
+            // As at the front: the first bytes go out at once, after that blocks gather.
+            let is_first = self.piece.position() - self.piece.gathered() as u64 == begin;
+            if ended || is_first || !self.piece.has_room() || linger.is_elapsed() {
+                self.piece.start_write();
+            }
+            let lingers = self.piece.gathered() > 0 && !self.piece.is_writing() && !linger.is_elapsed();
             if ended && frame.is_empty() && self.piece.is_idle() {
                 return Ok(());
             }
@@ -71,10 +81,15 @@ impl PieceJob {
                     written.map_err(Error::from)?;
                     self.flight.publish_arrived(self.piece.arrived());
                     self.flight.stir();
+                    linger.as_mut().reset(Instant::now() + LINGER);
                 }
+                () = linger.as_mut(), if lingers => {}
                 next = download.next(), if !ended && frame.is_empty() && self.piece.has_room() => {
                     match next.map_err(Error::from)? {
                         Some(next) => {
+                            if self.piece.gathered() == 0 && !self.piece.is_writing() {
+                                linger.as_mut().reset(Instant::now() + LINGER);
+                            }
                             self.puller.metrics().filled_bytes.inc_by(next.len() as u64);
                             frame = next;
                         }

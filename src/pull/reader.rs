@@ -104,7 +104,10 @@ impl Reader {
                     None
                 }
             }
-            Source::Flight(follower) => follower.next(self.position, self.end).await?,
+            Source::Flight(follower) => {
+                let wait = self.puller.fill_config().wait_timeout;
+                follower.next(self.position, self.end, wait).await?
+            }
         };
         self.position += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
         Ok(bytes)

@@ -15,8 +15,17 @@ use super::tags::{Verdict, judge};
 use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Descriptor, Digest, Manifest, Tag};
 use crate::routing::Route;
+use crate::runtime::Timestamp;
 use crate::store::ReferrersRecord;
 use crate::upstream;
+
+/// A list as it was just fetched.
+#[derive(Debug, Clone)]
+pub(super) struct FetchedReferrers {
+    record: Arc<ReferrersRecord>,
+    /// It comes from a tag that could not be asked for.
+    is_stale: bool,
+}
 
 /// Everything that refers to a digest.
 #[derive(Debug, Clone)]
@@ -54,19 +63,24 @@ impl Puller {
             (Some(kept), Some(Verdict::OrOnError(left))) => {
                 let patience = self.0.tag_config.revalidate_timeout;
                 match tokio::time::timeout(patience, self.fetch_referrers(route, digest)).await {
-                    Ok(Ok((record, _))) => self.referrers_answer(record, Served::Revalidated, None),
+                    Ok(Ok((fetched, _))) => self.fetched_answer(fetched, Served::Revalidated),
                     Ok(Err(error)) if !error.is_unavailability() => return Err(error),
                     Ok(Err(_)) | Err(_) => self.referrers_answer(kept, Served::Stale, Some(left)),
                 }
             }
             (_, Some(Verdict::Expired) | None) | (None, _) => {
-                let (record, joined) = self.fetch_referrers(route, digest).await?;
-                let served = if joined { Served::Collapsed } else { Served::Miss };
-                self.referrers_answer(record, served, None)
+                let (fetched, joined) = self.fetch_referrers(route, digest).await?;
+                self.fetched_answer(fetched, if joined { Served::Collapsed } else { Served::Miss })
             }
         };
         self.metrics().count_answer("referrers", answer.freshness.served);
         Ok(answer)
+    }
+
+    /// A list that was just fetched; one by a tag may be as stale as that tag.
+    fn fetched_answer(&self, fetched: FetchedReferrers, served: Served) -> ReferrersAnswer {
+        let served = if fetched.is_stale { Served::Stale } else { served };
+        self.referrers_answer(fetched.record, served, None)
     }
 
     fn referrers_answer(
@@ -85,7 +99,7 @@ impl Puller {
         &self,
         route: &Route,
         digest: &Digest,
-    ) -> impl Future<Output = Result<(Arc<ReferrersRecord>, bool), Error>> + use<> {
+    ) -> impl Future<Output = Result<(FetchedReferrers, bool), Error>> + use<> {
         let (puller, route, digest) = (self.clone(), route.clone(), *digest);
         let key = key(&route, format_args!("referrers {digest}"));
         let (fetched, joined) = self
@@ -95,31 +109,42 @@ impl Puller {
         async move { Ok((fetched.await.unwrap_or(Err(Error::Internal))?, joined)) }
     }
 
-    async fn fetch_referrers_now(
-        &self,
-        route: &Route,
-        digest: &Digest,
-    ) -> Result<Arc<ReferrersRecord>, Error> {
-        let fetched_at = self.0.clock.now();
-        let manifests = match self.client().referrers(route, digest).await {
-            Ok(manifests) => manifests,
-            Err(error) if has_no_api(&error) => self.tagged_referrers(route, digest).await?,
+    async fn fetch_referrers_now(&self, route: &Route, digest: &Digest) -> Result<FetchedReferrers, Error> {
+        let now = self.0.clock.now();
+        let (manifests, freshness) = match self.client().referrers(route, digest).await {
+            Ok(manifests) => (manifests, Freshness::of(Served::Miss)),
+            Err(error) if has_no_api(&error) => match self.tagged_referrers(route, digest).await? {
+                Some(tagged) => tagged,
+                // Without such an API a registry says 404 (distribution-spec); of any other answer it is not
+                // known whether it means that there is none.
+                None if matches!(error, upstream::Error::NotFound { .. }) => {
+                    (Vec::new(), Freshness::of(Served::Miss))
+                }
+                None => return Err(error.into()),
+            },
             Err(error) => return Err(error.into()),
         };
+        // A list is as old as the tag that it comes from.
+        let age = u64::try_from(freshness.age.as_millis()).unwrap_or(u64::MAX);
+        let fetched_at = Timestamp::from_millis(now.as_millis().saturating_sub(age));
         let record = Arc::new(ReferrersRecord { manifests, fetched_at });
         let upstream = route.upstream.name.as_str();
         self.store().metadata().set_referrers(upstream, &route.repository, digest, Arc::clone(&record));
-        Ok(record)
+        Ok(FetchedReferrers { record, is_stale: freshness.served == Served::Stale })
     }
 
-    /// What the referrers tag lists; nothing where there is no such tag, or none that lists anything.
-    async fn tagged_referrers(&self, route: &Route, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+    /// What the referrers tag lists, if there is such a tag.
+    async fn tagged_referrers(
+        &self,
+        route: &Route,
+        digest: &Digest,
+    ) -> Result<Option<(Vec<Descriptor>, Freshness)>, Error> {
         match self.manifest_by_tag(route, &Tag::referrers_of(digest), Want::Body).await {
             Ok(answer) => match Manifest::parse(&answer.body.unwrap_or_default(), None)? {
-                Manifest::Index(index) => Ok(index.manifests),
-                Manifest::Image(_) => Ok(Vec::new()),
+                Manifest::Index(index) => Ok(Some((index.manifests, answer.freshness))),
+                Manifest::Image(_) => Ok(None),
             },
-            Err(Error::Unknown(_)) => Ok(Vec::new()),
+            Err(Error::Unknown(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -1,24 +1,59 @@
 //! Which bytes of a blob in flight to fetch next. Pure.
 //!
-//! A fill fetches what its followers want and no more: a client that reads a table of contents at the end of a
-//! layer costs those bytes, not the layer. No byte is fetched twice, so a fetch ends at the next byte that is
-//! there or on its way. A byte that a fetch under way will bring soon is waited for; one far ahead of it gets
-//! a fetch of its own, and the one under way then ends there.
+//! A fill fetches what its followers want and no more: a client that reads a table of contents behind the files
+//! of a layer costs those bytes, not the layer. A fetch ends at the next byte that is there or on its way, so that
+//! what has arrived is never written again: a reader may have it already, and the hash of it may be taken. A byte
+//! that a fetch under way will bring soon is waited for; one far ahead of it gets a fetch of its own, and the one
+//! under way then ends there.
+
+use std::time::Duration;
 
 use crate::oci::ByteRange;
 use crate::store::RangeSet;
 
-/// A byte closer than this to where a fetch stands is waited for: less than what a connection has on its way
-/// on a path of 330 Mbit/s and 100 ms.
-const FAR: u64 = 4 << 20;
+/// A byte that a fetch brings within this time is waited for. Each fetch that is cut short costs what its
+/// connection has on its way, so that clients which read a blob by many ranges on a fast link, as containerd's
+/// parallel fetch does, are better served by the one transfer under way.
+const SOON: Duration = Duration::from_secs(2);
 
-/// A fetch with less than this before it has its successor started, which hides the time to its first byte.
+/// How far ahead of a fetch a byte is waited for, at least, and before its speed is known.
+const NEAREST: u64 = 4 << 20;
+const UNKNOWN: u64 = 64 << 20;
+
+/// How fast the bytes of a blob come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Speed {
+    /// Of the last moments; nothing before the first of them is over.
+    bytes_per_second: Option<f64>,
+}
+
+impl Speed {
+    /// Nothing is known yet.
+    pub(super) const UNKNOWN: Self = Self { bytes_per_second: None };
+
+    /// Within this time so many bytes have come.
+    pub(super) fn observe(&mut self, bytes: u64, within: Duration) {
+        // Both are far below 2^52.
+        #[expect(clippy::cast_precision_loss, reason = "a speed is an estimate")]
+        let now = bytes as f64 / within.as_secs_f64().max(0.001);
+        self.bytes_per_second = Some(self.bytes_per_second.map_or(now, |before| f64::midpoint(before, now)));
+    }
+
+    /// How far ahead of a fetch a byte is worth a fetch of its own.
+    fn far(self) -> u64 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a speed is not negative"
+        )]
+        let reach = |speed: f64| (speed * SOON.as_secs_f64()) as u64;
+        self.bytes_per_second.map_or(UNKNOWN, reach).max(NEAREST)
+    }
+}
+
+/// A fetch ahead of the front with less than this before it has its successor started, which hides the time to
+/// its first byte. That of the front is the front itself: what it brings is hashed as it comes.
 const LOOKAHEAD: u64 = 16 << 20;
-
-/// With more ranges than this, islands below [`ISLAND`] are fetched again by whoever passes: a request for
-/// each hole would take longer.
-const SCATTERED: usize = 64;
-const ISLAND: u64 = 256 << 10;
 
 /// A fetch under way.
 #[derive(Clone, Copy, Debug)]
@@ -38,17 +73,18 @@ pub(super) fn next_fetch(
     arrived: &RangeSet,
     under_way: &[Fetch],
     size: Option<u64>,
+    speed: Speed,
 ) -> Option<ByteRange> {
-    let size = size.unwrap_or(u64::MAX);
+    let (far, size) = (speed.far(), size.unwrap_or(u64::MAX));
     wants.iter().find_map(|want| {
         let end = want.end.min(size);
-        let start = first_missing(want.start, end, arrived, under_way)?;
+        let start = first_missing(want.start, end, arrived, under_way, far)?;
         Some(ByteRange::new(start, end.min(boundary(start, arrived, under_way))))
     })
 }
 
 /// The first byte before `end` that nobody brings soon.
-fn first_missing(start: u64, end: u64, arrived: &RangeSet, under_way: &[Fetch]) -> Option<u64> {
+fn first_missing(start: u64, end: u64, arrived: &RangeSet, under_way: &[Fetch], far: u64) -> Option<u64> {
     let mut at = start;
     loop {
         at = arrived.contiguous_end(at);
@@ -58,10 +94,11 @@ fn first_missing(start: u64, end: u64, arrived: &RangeSet, under_way: &[Fetch]) 
         let Some(fetch) = under_way.iter().find(|fetch| fetch.start <= at && at < fetch.end) else {
             return Some(at);
         };
-        if at.saturating_sub(fetch.position) >= FAR {
+        if at.saturating_sub(fetch.position) >= far {
             return Some(at);
         }
-        if fetch.end - fetch.position >= LOOKAHEAD {
+        let is_at_front = fetch.start <= arrived.contiguous_end(0);
+        if is_at_front || fetch.end - fetch.position >= LOOKAHEAD {
             return None;
         }
         at = fetch.end;
@@ -70,15 +107,8 @@ fn first_missing(start: u64, end: u64, arrived: &RangeSet, under_way: &[Fetch]) 
 
 /// The next byte behind `start` that is there or on its way.
 fn boundary(start: u64, arrived: &RangeSet, under_way: &[Fetch]) -> u64 {
-    let mut island = arrived.next_from(start);
-    while let Some(at) = island
-        && arrived.count() > SCATTERED
-        && arrived.contiguous_end(at) - at < ISLAND
-    {
-        island = arrived.next_from(arrived.contiguous_end(at));
-    }
     let fetches = under_way.iter().map(|fetch| fetch.start).filter(|at| *at > start);
-    fetches.chain(island).min().unwrap_or(u64::MAX)
+    fetches.chain(arrived.next_from(start)).min().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -109,7 +139,7 @@ mod tests {
                 .iter()
                 .map(|(start, position, end)| Fetch { start: *start, position: *position, end: *end })
                 .collect();
-            next_fetch(wants, &arrived(ranges), &fetches, Some(SIZE))
+            next_fetch(wants, &arrived(ranges), &fetches, Some(SIZE), Speed::UNKNOWN)
         };
         assert_eq!(next(&whole, &[], &[]), Some(range(0, SIZE)));
         assert_eq!(next(&whole, &[(9, 20)], &[]), Some(range(0, 9)), "up to what is there");
@@ -122,25 +152,39 @@ mod tests {
             Some(range(90 * MIB, SIZE)),
             "far ahead"
         );
+        let ahead = [range(100 * MIB, u64::MAX)];
         assert_eq!(
-            next(&[range(0, u64::MAX)], &[], &[(0, 9 * MIB, 20 * MIB)]),
-            Some(range(20 * MIB, SIZE)),
+            next(&ahead, &[], &[(100 * MIB, 109 * MIB, 120 * MIB)]),
+            Some(range(120 * MIB, SIZE)),
             "the successor of a fetch that ends soon"
         );
-        assert_eq!(next(&[range(0, u64::MAX)], &[], &[(0, MIB, 20 * MIB)]), None, "but not too early");
+        assert_eq!(next(&ahead, &[], &[(100 * MIB, 101 * MIB, 120 * MIB)]), None, "but not too early");
+        assert_eq!(
+            next(&whole, &[], &[(0, 9 * MIB, 20 * MIB)]),
+            None,
+            "nor the front's, which goes on itself"
+        );
     }
 
     #[test]
-    fn scattered_crumbs_do_not_make_a_request_each() {
-        let crumbs: Vec<_> = (1..100).map(|i| (i * MIB, i * MIB + 1000)).collect();
-        assert_eq!(
-            next_fetch(&[range(0, u64::MAX)], &arrived(&crumbs), &[], Some(SIZE)),
-            Some(range(0, SIZE))
-        );
-        assert_eq!(
-            next_fetch(&[range(0, u64::MAX)], &arrived(&crumbs[..9]), &[], Some(SIZE)),
-            Some(range(0, MIB))
-        );
+    fn what_comes_soon_depends_on_the_speed() {
+        let fetch = [Fetch { start: 0, position: 0, end: u64::MAX }];
+        let splits = |at: u64, speed| {
+            next_fetch(&[range(at, at + 9)], &RangeSet::new(), &fetch, Some(SIZE), speed).is_some()
+        };
+        let at = |bytes_per_second| {
+            let mut speed = Speed::UNKNOWN;
+            speed.observe(bytes_per_second, Duration::from_secs(1));
+            speed
+        };
+        assert!(!splits(63 * MIB, Speed::UNKNOWN) && splits(64 * MIB, Speed::UNKNOWN));
+        assert!(!splits(199 * MIB, at(100 * MIB)) && splits(201 * MIB, at(100 * MIB)));
+        assert!(!splits(3 * MIB, at(1000)) && splits(5 * MIB, at(1000)));
+        let mut stalled = at(100 * MIB);
+        for _ in 0..9 {
+            stalled.observe(0, Duration::from_secs(1));
+        }
+        assert!(splits(5 * MIB, stalled));
     }
 
     proptest! {
@@ -153,10 +197,11 @@ mod tests {
             let wants: Vec<_> =
                 starts.iter().map(|(start, len)| range(start * MIB, (start + len).min(600) * MIB)).collect();
             let (mut set, mut fetches, mut brought) = (RangeSet::new(), Vec::<Fetch>::new(), 0);
+            let mut speed = Speed::UNKNOWN;
             let mut steps = steps.into_iter();
             loop {
                 while fetches.len() < 8
-                    && let Some(next) = next_fetch(&wants, &set, &fetches, Some(SIZE))
+                    && let Some(next) = next_fetch(&wants, &set, &fetches, Some(SIZE), speed)
                 {
                     prop_assert!(set.contiguous_end(next.start) == next.start, "fetched again");
                     for fetch in fetches.iter_mut().filter(|fetch| fetch.start < next.start) {
@@ -168,6 +213,7 @@ mod tests {
                     break;
                 }
                 let (which, mib) = steps.next().unwrap_or((0, 40));
+                speed.observe(mib * MIB, Duration::from_secs(which as u64 % 3));
                 let index = which % fetches.len();
                 let fetch = &mut fetches[index];
                 let end = (fetch.position + mib * MIB).min(fetch.end);

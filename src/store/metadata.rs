@@ -40,8 +40,8 @@ const COMMIT_ROWS: usize = 4096;
 /// row: when this many are there they make room for new ones all at once. A row above the size is kept in
 /// memory only.
 const LIST_ROWS: u64 = 1000;
-const REFERRERS_ROWS: u64 = 100_000;
-const LONGEST_ROW: usize = 512 << 10;
+const REFERRERS_ROWS: u64 = 10_000;
+const LONGEST_ROW: usize = 128 << 10;
 /// redb's own page cache.
 const PAGE_CACHE: usize = 16 << 20;
 
@@ -292,9 +292,8 @@ impl Metadata {
     ) {
         // Serialising these records cannot fail; should it ever, the row is only forgotten.
         let row = row.and_then(|row| serde_json::to_vec(row).ok());
-        if row.as_ref().is_some_and(|row| row.len() > LONGEST_ROW) {
-            return;
-        }
+        // In place of one that is too long stands none: an older one would say what is no longer true.
+        let row = row.filter(|row| row.len() <= LONGEST_ROW);
         if self.writes.try_send((table, key.to_owned(), row)).is_err() {
             self.metrics.metadata_dropped.inc();
         }

@@ -100,9 +100,19 @@ impl Piece {
         self.writer.position()
     }
 
+    /// How many bytes wait for the next write.
+    pub fn gathered(&self) -> usize {
+        self.writer.gathered()
+    }
+
     /// Whether more can be pushed before the next write starts.
     pub fn has_room(&self) -> bool {
         self.writer.has_room()
+    }
+
+    /// Whether a write is under way.
+    pub fn is_writing(&self) -> bool {
+        self.writer.is_writing()
     }
 
     /// Takes as many bytes from the front of `frame` as there is room for.

@@ -30,6 +30,7 @@ use super::response::Answer;
 
 /// Pages of one list of referrers; the largest known lists have dozens of entries.
 const MAX_REFERRERS_PAGES: usize = 64;
+const MAX_REFERRERS_BYTES: usize = 16 << 20;
 
 /// A page of tags or repositories: 128 or 255 bytes each, and as many as any registry sends at once.
 const MAX_LIST_BODY: usize = 8 << 20;
@@ -246,11 +247,11 @@ impl Client {
         Err(rounds.verdict())
     }
 
-    /// Everything that refers to a digest, by the upstream's referrers API, whatever its pages. An upstream
-    /// without such an API answers as if the digest were not there, or is no registry for a moment.
+    /// Everything that refers to a digest, by the upstream's referrers API, whatever its pages.
     ///
     /// # Errors
-    /// As [`Client::head_manifest`].
+    /// As [`Client::head_manifest`]; [`Error::NotFound`], [`Error::Refused`] or [`Error::NotARegistry`] where the
+    /// upstream has no such API. A list that begins and cannot be had whole is none of these.
     pub async fn referrers(&self, route: &Route, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
         let (repository, digest) = (route.repository.clone(), *digest);
         let target = Target::Referrers { repository, digest, artifact_type: None, page: Page::default() };
@@ -429,22 +430,35 @@ fn next_page(link: &str, current: &Page, last_entry: Option<&String>) -> Option<
 
 /// Every page, one after the other.
 async fn referrers(remote: &Remote, question: &mut Question) -> Result<Vec<Descriptor>, Error> {
-    let mut manifests = Vec::new();
+    let (mut manifests, mut bytes) = (Vec::new(), 0);
     question.query = None;
     for _ in 0..MAX_REFERRERS_PAGES {
-        let answer = remote.ask(question).await?;
-        check_head(remote, &answer, None)?;
+        let is_first = question.query.is_none();
+        let answer = remote.ask(question).await.and_then(|answer| {
+            check_head(remote, &answer, None)?;
+            Ok(answer)
+        });
+        let answer = match answer {
+            Ok(answer) => answer,
+            // Only the first page can say that there is no such list.
+            Err(error) if is_first => return Err(error),
+            Err(error) => return Err(remote.unreachable(format!("the rest of a list of referrers: {error}"))),
+        };
+        let unreadable = |reason: String| remote.corrupt(format!("a list of referrers: {reason}"));
         let content_type = answer.content_type().map(str::to_owned);
         let link = answer.link().and_then(next_link);
-        let body = read(remote, answer, MAX_MANIFEST_SIZE).await?;
+        let body = read(remote, answer, MAX_MANIFEST_SIZE).await.map_err(|error| match error {
+            Error::NotARegistry { reason, .. } => unreadable(reason),
+            error => error,
+        })?;
+        bytes += body.len();
         match Manifest::parse(&body, content_type.as_deref()) {
             Ok(Manifest::Index(index)) => manifests.extend(index.manifests),
-            Ok(Manifest::Image(_)) => {
-                return Err(
-                    remote.not_a_registry("an image where a list of referrers was asked for".to_owned())
-                );
-            }
-            Err(error) => return Err(remote.not_a_registry(format!("a list of referrers: {error}"))),
+            Ok(Manifest::Image(_)) => return Err(unreadable("an image in its place".to_owned())),
+            Err(error) => return Err(unreadable(error.to_string())),
+        }
+        if bytes > MAX_REFERRERS_BYTES {
+            return Err(unreadable(format!("more than {MAX_REFERRERS_BYTES} bytes")));
         }
         let next = link.and_then(|link| Some(link.split_once('?')?.1.to_owned()));
         // Only the query is taken from a link: it may hold a token that only the upstream understands, and it
@@ -454,7 +468,7 @@ async fn referrers(remote: &Remote, question: &mut Question) -> Result<Vec<Descr
             _ => return Ok(manifests),
         }
     }
-    Err(remote.not_a_registry(format!("a list of referrers with more than {MAX_REFERRERS_PAGES} pages")))
+    Err(remote.corrupt(format!("a list of referrers with more than {MAX_REFERRERS_PAGES} pages")))
 }
 
 fn check_head(remote: &Remote, answer: &Answer, wanted: Option<&Digest>) -> Result<(), Error> {

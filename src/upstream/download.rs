@@ -78,6 +78,8 @@ struct Transfer {
     pace: Pace,
     /// Bytes before the offset that are still to be thrown away.
     skip: u64,
+    /// A range was asked for, and the whole blob comes.
+    ignores_range: bool,
     /// Its end is marked on the wire, so that one that comes too early is no accident of the connection.
     is_framed: bool,
     received: IntCounter,
@@ -107,12 +109,9 @@ impl Download {
         self.offset
     }
 
-    /// How many bytes come first and are thrown away, because the upstream has ignored the range.
-    pub fn skipped(&self) -> u64 {
-        match &self.state {
-            State::Streaming(transfer) => transfer.skip,
-            State::Reopening(_) | State::Ended | State::Failed(_) => 0,
-        }
+    /// Whether the upstream has answered a question for a range with the whole blob.
+    pub fn ignores_range(&self) -> bool {
+        matches!(&self.state, State::Streaming(transfer) if transfer.ignores_range)
     }
 
     /// The next bytes, as large as they came in; `None` at the end of what was asked for. Resumes behind the
@@ -309,6 +308,7 @@ impl Job {
         let transfer = Transfer {
             pace: Pace::new(remote.config()),
             skip,
+            ignores_range: question.range.is_some() && answer.status() != StatusCode::PARTIAL_CONTENT,
             is_framed: answer.is_framed(),
             received: remote.metrics().received(&remote.place().upstream),
             _permit: permit,

@@ -9,10 +9,13 @@ mod command;
 mod credentials;
 mod failures;
 mod fills;
+mod http2;
 mod integrity;
+mod listeners;
 mod lists;
 mod process;
 mod proxies;
+mod proxy_protocol;
 mod pulls;
 mod ranges;
 mod referrers;
@@ -22,6 +25,7 @@ mod sparse;
 #[path = "../support/mod.rs"]
 mod support;
 mod tags;
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -153,6 +153,98 @@ async fn wrong_bytes_ahead_of_the_front_are_found_before_the_blob_ends() {
 }
 
 #[tokio::test]
+async fn what_a_reader_may_have_is_never_written_again() {
+    let (origin, digest, bytes) = origin().await;
+    let edge = Edge::start(&origin).await;
+    let path = blob("app", &digest);
+    // A slow reader of a range keeps the flight, and with it a wrong byte in the file of it.
+    origin.fault(Fault::on("GET", &digest).times(1).corrupt_at(45 * MIB));
+    let range = format!("bytes={}-{}", 40 * MIB, 50 * MIB - 1);
+    let mut slow = http::open(edge.addr(), &path, &[("Range", &range)]).await;
+    slow.read(1000).await;
+    until("it has arrived", async || origin.bytes_sent(&digest) == 10 * MIB).await;
+    // From now on the upstream sends whole blobs only, and right ones.
+    origin.fault(Fault::on("GET", &digest).ignore_range());
+    let far = http::get(edge.addr(), &path, &[("Range", "bytes=90000000-90000999")]).await;
+    assert_body(&far, 206, &bytes[90_000_000..90_001_000]);
+    let whole = http::get(edge.addr(), &path, &[]).await;
+    assert!(!whole.complete || whole.body == bytes, "a wrong byte in a whole answer");
+    drop(slow);
+    until("the flight has ended", async || edge.metric("clawhub_edge_flights").await == 0).await;
+    origin.clear_faults();
+    assert!(http::get(edge.addr(), &path, &[]).await.body == bytes, "a wrong byte in the cache");
+}
+
+#[tokio::test]
+async fn ranges_one_after_the_other_of_an_upstream_that_ignores_them_cost_the_blob_a_few_times_at_most() {
+    let (origin, digest, bytes) = origin().await;
+    origin.fault(Fault::on("GET", &digest).ignore_range());
+    let edge = Edge::start(&origin).await;
+    let path = blob("app", &digest);
+    for index in 0..48 {
+        let (first, last) = (index * 2 * MIB, (index + 1) * 2 * MIB - 1);
+        let range = format!("bytes={first}-{last}");
+        let got = http::get(edge.addr(), &path, &[("Range", &range)]).await;
+        assert_body(&got, 206, &bytes[len(first)..=len(last)]);
+    }
+    let sent = origin.bytes_sent(&digest);
+    assert!(sent <= 3 * SIZE, "{sent} bytes for a blob of {SIZE}");
+}
+
+#[tokio::test]
+async fn a_part_that_fails_for_a_while_comes_all_the_same() {
+    let (origin, digest, bytes) = origin().await;
+    let gate = Gate::new();
+    origin.fault(Fault::on("GET", &digest).times(1).gate_at(MIB, &gate));
+    let edge = Edge::start(&origin).await;
+    let path = blob("app", &digest);
+    let whole = http::open(edge.addr(), &path, &[]).await;
+    reached(&gate).await;
+    origin.fault(Fault::on("GET", &digest).times(2).rate_limit(0));
+    let got = http::get(edge.addr(), &path, &[("Range", "bytes=80000000-80000999")]).await;
+    assert_body(&got, 206, &bytes[80_000_000..80_001_000]);
+    gate.open();
+    drop(whole);
+}
+
+#[tokio::test]
+async fn a_range_that_joins_an_unanswered_fill_does_not_depend_on_who_began_it() {
+    let (origin, digest, bytes) = origin().await;
+    let gate = Gate::new();
+    origin.fault(Fault::on("GET", &digest).times(1).gate_headers(&gate));
+    let edge = Edge::start(&origin).await;
+    let path = blob("app", &digest);
+    let (addr, began) = (edge.addr(), path.clone());
+    let began = tokio::spawn(async move { http::open(addr, &began, &[]).await });
+    reached(&gate).await;
+    let joined = {
+        let path = path.clone();
+        tokio::spawn(async move { http::get(addr, &path, &[("Range", "bytes=80000000-80000999")]).await })
+    };
+    until("it asks for the size", async || origin.count("HEAD", &digest) > 0).await;
+    began.abort();
+    gate.open();
+    assert_body(&joined.await.unwrap(), 206, &bytes[80_000_000..80_001_000]);
+}
+
+#[tokio::test]
+async fn the_rest_of_a_blob_is_not_fetched_once_only_parts_are_wanted() {
+    let (origin, digest, _) = origin().await;
+    origin.limit_rate(Some(20 * MIB));
+    let edge = Edge::start(&origin).await;
+    let path = blob("app", &digest);
+    let mut slow = http::open(edge.addr(), &path, &[("Range", "bytes=9-20000000")]).await;
+    slow.read(1000).await;
+    let whole = http::open(edge.addr(), &path, &[]).await;
+    drop(whole);
+    until("the range is there", async || origin.bytes_sent(&digest) >= 20_000_000 - 9).await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let sent = origin.bytes_sent(&digest);
+    assert!(sent < 30 * MIB, "{sent} bytes, of which nobody wants a third");
+    drop(slow);
+}
+
+#[tokio::test]
 async fn a_blob_that_was_only_wanted_in_parts_is_not_finished() {
     let (origin, digest, _) = origin().await;
     let edge = Edge::with(&origin, "[fill]\nabandon_grace = \"50ms\"\nfinish_after = \"1%\"").await;

@@ -124,10 +124,19 @@ async fn referrers_come_whole_whatever_their_pages_and_a_missing_api_is_told_apa
     let found = edge.client.referrers(&edge.route(), &digest).await.unwrap();
     let kinds: Vec<_> = found.iter().map(|entry| entry.artifact_type.as_deref().unwrap()).collect();
     assert_eq!(kinds, ["a", "b", "c"]);
-    origin.clear_faults();
-    origin.fault(Fault::on("GET", "/referrers/").respond(200, &[("Content-Type", "text/html")], "<html>"));
-    let page = edge.client.referrers(&edge.route(), &digest).await.unwrap_err();
-    assert_eq!(page.kind(), "not_a_registry");
+    for (what, kind, on_page, status, content_type, body) in [
+        ("a page of a portal", "not_a_registry", 0, 200, "text/html", "<html>".to_owned()),
+        ("an entry that cannot be read", "corrupt", 0, 200, OCI_INDEX, page(&["a"]).replace("sha256", "x")),
+        ("a lost cursor", "unreachable", 1, 404, "text/plain", String::new()),
+        ("a portal behind the first page", "unreachable", 1, 200, "text/html", "<html>".to_owned()),
+    ] {
+        origin.clear_faults();
+        let target = if on_page == 0 { "/referrers/" } else { "token=" };
+        origin.fault(Fault::on("GET", target).respond(status, &[("Content-Type", content_type)], body));
+        origin.fault(Fault::on("GET", "/referrers/").respond(200, &headers(&link), page(&["a"])));
+        let error = edge.client.referrers(&edge.route(), &digest).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+    }
 }
 
 #[tokio::test]

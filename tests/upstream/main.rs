@@ -11,6 +11,7 @@ mod asking;
 mod auth;
 mod download;
 mod failure;
+mod http2;
 mod proxy;
 mod tls;
 

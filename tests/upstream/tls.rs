@@ -15,13 +15,13 @@ use super::origin::{ForwardProxy, sha256};
 const BODY: &str = "{\"schemaVersion\":2}";
 
 /// A certificate authority and the files that an operator would have.
-struct Authority {
+pub(super) struct Authority {
     directory: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -37,7 +37,7 @@ impl Authority {
         self.directory.path().join(name).display().to_string()
     }
 
-    fn leaf(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    pub(super) fn leaf(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
@@ -107,7 +107,7 @@ fn ok() -> String {
     format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())
 }
 
-fn with_ca(url: &str, authority: &Authority) -> String {
+pub(super) fn with_ca(url: &str, authority: &Authority) -> String {
     format!("url = \"{url}\"\nca_file = {:?}", authority.file("ca.pem"))
 }
 

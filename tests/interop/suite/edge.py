@@ -30,7 +30,7 @@ def _settings(**settings):
 class Edge:
     """A `clawhub-edge serve` with a store of its own that survives `stop`, `kill` and `start`."""
 
-    def __init__(self, binary, workspace, upstreams, *, default=None, ttl="5m", log_level="info", address=None):
+    def __init__(self, binary, workspace, upstreams, *, default=None, ttl="5m", log_level="info", address=None, listeners=""):
         self.port = free_port()
         self.log = workspace.log("edge")
         self._binary = binary
@@ -40,7 +40,7 @@ class Edge:
         self.configuration = self._folder / "clawhub-edge.toml"
         sections = [
             ["[store]", *_settings(directory=str(self.store))],
-            ["[[listen]]", *_settings(address=address or self.location)],
+            ["[[listen]]", *_settings(address=address or self.location), listeners],
             ["[routing]", *_settings(default_upstream=default)],
             ["[tags]", *_settings(ttl=ttl, stale_if_error="30d")],
             ["[log]", *_settings(format="json", level=log_level)],

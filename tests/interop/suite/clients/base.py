@@ -26,9 +26,10 @@ class Client:
     # what the upstream is called in the image names that it is given
     upstream_name = "origin.test"
 
-    def __init__(self, workspace, cache):
+    def __init__(self, workspace, cache, upstream_name=None):
         self.workspace = workspace
         self.cache = cache
+        self.upstream_name = upstream_name or self.upstream_name
 
     def pull(self, image, platform=PLATFORM):
         raise NotImplementedError

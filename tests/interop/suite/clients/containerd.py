@@ -20,8 +20,8 @@ class Containerd(Client):
     )  # fmt: skip
     _configuration = 'version = 2\n[plugins."io.containerd.metadata.v1.bolt"]\n  content_sharing_policy = "isolated"\n'
 
-    def __init__(self, workspace, cache):
-        super().__init__(workspace, cache)
+    def __init__(self, workspace, cache, upstream_name=None):
+        super().__init__(workspace, cache, upstream_name)
         self._folder = workspace.folder("containerd")
         self._address = self._folder / "containerd.sock"
         self._content = self._folder / "root/io.containerd.content.v1.content/blobs/sha256"

@@ -22,8 +22,8 @@ class Skopeo(Client):
     label = "skopeo by path prefix"
     limits = {"nested": _NESTED}
 
-    def __init__(self, workspace, cache):
-        super().__init__(workspace, cache)
+    def __init__(self, workspace, cache, upstream_name=None):
+        super().__init__(workspace, cache, upstream_name)
         self._home = workspace.home(self._registries_conf())
 
     def pull(self, image, platform=PLATFORM):
@@ -85,8 +85,8 @@ class _Store(Client):
         **dict.fromkeys(ARTIFACT_KINDS, _NOT_AN_IMAGE),
     }
 
-    def __init__(self, workspace, cache):
-        super().__init__(workspace, cache)
+    def __init__(self, workspace, cache, upstream_name=None):
+        super().__init__(workspace, cache, upstream_name)
         self._home = workspace.home(registries_conf(self, *self._options))
 
     def pull(self, image, platform=PLATFORM):
