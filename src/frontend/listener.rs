@@ -127,7 +127,7 @@ impl Listeners {
                 service: Arc::clone(service),
                 tasks: tasks.clone(),
             });
-            tasks.spawn("accept", accept(listener.socket, terms));
+            tasks.spawn_vital("accept", accept(listener.socket, terms));
         }
     }
 }

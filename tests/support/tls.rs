@@ -31,7 +31,7 @@ impl Pair {
             (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
         std::fs::write(&certificate, &self.certificate).expect("there is room for a certificate");
         std::fs::write(&key, &self.key).expect("there is room for a key");
-        format!("certificate = {certificate:?}\nkey = {key:?}")
+        format!("certificate = \"{}\"\nkey = \"{}\"", certificate.display(), key.display())
     }
 
     /// What a client sees of it.
@@ -79,7 +79,7 @@ impl Authority {
     pub fn write(&self, directory: &Path, name: &str) -> String {
         let path = directory.join(name);
         std::fs::write(&path, self.issuer.pem()).expect("there is room for a certificate");
-        format!("{path:?}")
+        format!("\"{}\"", path.display())
     }
 
     /// A client that trusts this authority, with a certificate of its own or without.
