@@ -1,5 +1,7 @@
 //! The one composition root: settings become a running edge.
 
+mod service_manager;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use crate::store::{self, Store};
 use crate::telemetry;
 use crate::upstream;
 
+pub use service_manager::ServiceManager;
+
 /// Descriptors that clients' connections must leave.
 const RESERVED_DESCRIPTORS: u64 = 1024;
 
@@ -25,6 +29,7 @@ pub struct App {
     reload: Arc<Notify>,
     store: Store,
     tasks: Tasks,
+    metrics: telemetry::Metrics,
     drain_timeout: Duration,
 }
 
@@ -78,11 +83,12 @@ impl App {
             pull::Metrics::register(&metrics),
         );
         let front_metrics = frontend::Metrics::register(&metrics);
-        let service = Arc::new(Service::new(routes, puller, &tasks, metrics, front_metrics));
+        let service = Arc::new(Service::new(routes, puller, &tasks, metrics.clone(), front_metrics));
         let endpoints = listeners.endpoints();
         let reload = Arc::new(Notify::new());
         listeners.serve(&service, &tasks, &reload);
-        Ok(Self { endpoints, reload, store, tasks, drain_timeout: config.frontend.limits.drain_timeout })
+        let drain_timeout = config.frontend.limits.drain_timeout;
+        Ok(Self { endpoints, reload, store, tasks, metrics, drain_timeout })
     }
 
     /// Where pulls are answered.
@@ -98,6 +104,11 @@ impl App {
     /// Where the cache lies.
     pub fn cache_directory(&self) -> &std::path::Path {
         self.store.directory()
+    }
+
+    /// How the service manager learns about this edge; it may outlive it.
+    pub fn service_manager(&self) -> ServiceManager {
+        ServiceManager::new(&self.endpoints, self.tasks.clone(), self.metrics.clone())
     }
 
     /// Stops accepting, lets answers under way finish within the drain time-out, and leaves the

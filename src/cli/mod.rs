@@ -26,7 +26,7 @@ struct Arguments {
     /// Configuration file [default: /etc/clawhub-edge/clawhub-edge.toml if it exists]
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE, hide_env_values = true)]
     config: Option<PathBuf>,
-    /// Address to listen on (ADDRESS:PORT, `unix:/PATH` or `systemd:NAME`), in place of the configured ones; may be given
+    /// Address to listen on (`ADDRESS:PORT`, `unix:/PATH` or `systemd:NAME`), in place of the configured ones; may be given
     /// several times
     #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Vec<ListenAddress>,
@@ -139,6 +139,8 @@ async fn serve(config: Config, passed: PassedSockets) -> Result<()> {
     let format = config.log.format;
     let app = App::start(config, passed).await?;
     introduce(&app, format);
+    let manager = app.service_manager();
+    manager.ready();
     loop {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
@@ -148,6 +150,7 @@ async fn serve(config: Config, passed: PassedSockets) -> Result<()> {
                 app.reload();
                 continue;
             }
+            never = manager.serving() => match never {},
         }
         break;
     }
@@ -155,6 +158,7 @@ async fn serve(config: Config, passed: PassedSockets) -> Result<()> {
         () = app.stop() => tracing::info!("stopped"),
         // Whoever asks twice does not want to wait.
         _ = interrupt.recv() => tracing::warn!("stopped at once"),
+        never = manager.stopping() => match never {},
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ impl Listeners {
         configured.extend(config.metrics_address.map(ListenConfig::plain));
         let tls_metrics = tls::Metrics::register(metrics);
         let mut reloaders = Vec::new();
-        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
         for (socket, index) in bind::sockets(&configured, passed)? {
             let listen = &configured[index];
             let refused = |source| BindError::Refused { address: listen.address.clone(), source };
@@ -72,7 +72,7 @@ impl Listeners {
                 Some(tls) => Some(Reloader::load(tls, &tls_metrics, clock)?),
                 None => None,
             };
-            listeners.push(Listener {
+            bound.push(Listener {
                 is_exposed: listen.is_exposed_at(&address),
                 endpoint: Endpoint { address, tls: reloader.is_some() },
                 socket,
@@ -87,7 +87,7 @@ impl Listeners {
             });
             reloaders.extend(reloader);
         }
-        Ok(Self { bound: listeners, reloaders, tls_metrics, limits: config.limits.clone() })
+        Ok(Self { bound, reloaders, tls_metrics, limits: config.limits.clone() })
     }
 
     /// Where pulls are answered.
@@ -127,7 +127,7 @@ impl Listeners {
                 service: Arc::clone(service),
                 tasks: tasks.clone(),
             });
-            tasks.spawn("accept", accept(listener.socket, terms));
+            tasks.spawn_vital("accept", accept(listener.socket, terms));
         }
     }
 }
