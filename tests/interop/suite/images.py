@@ -10,7 +10,7 @@ All are made here from nothing, by `recipe`, and pushed into the storage directo
     nested       an index of an index of an index of two platforms                       (OCI)
     attested     an index of an image and its provenance, built by BuildKit              (OCI)
     zstd         two layers compressed by zstd                                           (OCI)
-    chunked      two zstd:chunked layers, written by skopeo                              (OCI)
+    chunked      a zstd:chunked layer of 128 files, written by skopeo                    (OCI)
     estargz      two eStargz layers, written by BuildKit                                 (OCI)
     foreign      a layer that the registry has not, with the URL of a host that has      (Docker)
     empty-layer  layers without any file among others                                    (OCI)
