@@ -1,5 +1,7 @@
 //! The one composition root: settings become a running edge.
 
+mod service_manager;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use crate::store::{self, Store};
 use crate::telemetry;
 use crate::upstream;
 
+pub use service_manager::ServiceManager;
+
 /// Descriptors that clients' connections must leave.
 const RESERVED_DESCRIPTORS: u64 = 1024;
 
@@ -24,6 +28,7 @@ pub struct App {
     addresses: Vec<SocketAddr>,
     store: Store,
     tasks: Tasks,
+    metrics: telemetry::Metrics,
     drain_timeout: Duration,
 }
 
@@ -74,10 +79,11 @@ impl App {
             pull::Metrics::register(&metrics),
         );
         let front_metrics = frontend::Metrics::register(&metrics);
-        let service = Arc::new(Service::new(routes, puller, &tasks, metrics, front_metrics));
+        let service = Arc::new(Service::new(routes, puller, &tasks, metrics.clone(), front_metrics));
         let addresses = listeners.addresses();
         listeners.serve(&service, &tasks);
-        Ok(Self { addresses, store, tasks, drain_timeout: config.frontend.limits.drain_timeout })
+        let drain_timeout = config.frontend.limits.drain_timeout;
+        Ok(Self { addresses, store, tasks, metrics, drain_timeout })
     }
 
     /// Where pulls are answered.
@@ -88,6 +94,11 @@ impl App {
     /// Where the cache lies.
     pub fn cache_directory(&self) -> &std::path::Path {
         self.store.directory()
+    }
+
+    /// How the service manager learns about this edge; it may outlive it.
+    pub fn service_manager(&self) -> ServiceManager {
+        ServiceManager::new(&self.addresses, self.tasks.clone(), self.metrics.clone())
     }
 
     /// Stops accepting, lets answers under way finish within the drain time-out, and leaves the

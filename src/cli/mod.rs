@@ -131,14 +131,18 @@ async fn serve(config: Config) -> Result<()> {
     let format = config.log.format;
     let app = App::start(config).await?;
     introduce(&app, format);
+    let manager = app.service_manager();
+    manager.ready();
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        never = manager.serving() => match never {},
     }
     tokio::select! {
         () = app.stop() => tracing::info!("stopped"),
         // Whoever asks twice does not want to wait.
         _ = interrupt.recv() => tracing::warn!("stopped at once"),
+        never = manager.stopping() => match never {},
     }
     Ok(())
 }

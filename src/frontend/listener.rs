@@ -76,7 +76,7 @@ impl Listeners {
                 tasks: tasks.clone(),
                 limits: self.limits.clone(),
             };
-            tasks.spawn("accept", accepting.run());
+            tasks.spawn_vital("accept", accepting.run());
         }
     }
 }

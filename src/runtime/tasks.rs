@@ -1,6 +1,8 @@
 //! Background tasks with a name, an owner and an end.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -14,6 +16,8 @@ pub struct Tasks {
     tracker: TaskTracker,
     shutdown: CancellationToken,
     abort: CancellationToken,
+    /// A flag of its own, since whoever lost a vital task may be in no state to say so.
+    lost: Arc<AtomicBool>,
 }
 
 /// How long tasks have to put their things in order once a drain has run out of time.
@@ -32,6 +36,25 @@ impl Tasks {
         F::Output: Send + 'static,
     {
         self.tracker.spawn(future.instrument(tracing::debug_span!("task", name)))
+    }
+
+    /// Runs a task without which the process is of no use, such as an accept loop. If it ends before
+    /// the drain, be it by a panic, [`Tasks::has_lost_a_vital_one`] says so.
+    pub fn spawn_vital<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let watch = Vital { name, tasks: self.clone() };
+        self.spawn(name, async move {
+            let _watch = watch;
+            future.await
+        })
+    }
+
+    /// Whether a vital task has ended although nobody asked it to.
+    pub fn has_lost_a_vital_one(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Runs blocking work on tokio's blocking pool, counted like any other task.
@@ -71,9 +94,37 @@ impl Tasks {
     }
 }
 
+/// Dropped with its task, however that ends.
+struct Vital {
+    name: &'static str,
+    tasks: Tasks,
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if !self.tasks.is_draining() {
+            tracing::error!(task = self.name, "a task that must not end has ended");
+            self.tasks.lost.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_vital_task_is_missed_when_it_ends_too_early_and_only_then() {
+        let orderly = Tasks::new();
+        let until = orderly.clone();
+        orderly.spawn_vital("orderly", async move { until.draining().await });
+        assert!(!orderly.has_lost_a_vital_one());
+        orderly.drain(Duration::from_secs(1)).await;
+        assert!(!orderly.has_lost_a_vital_one());
+        let panicking = Tasks::new();
+        assert!(panicking.spawn_vital("panicking", async { panic!("for the test") }).await.is_err());
+        assert!(panicking.has_lost_a_vital_one());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_waits_for_the_obedient_and_counts_the_rest() {

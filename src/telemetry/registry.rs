@@ -49,6 +49,22 @@ impl Metrics {
         String::from_utf8(text).unwrap_or_default()
     }
 
+    /// The present sum of a counter or gauge over all its labels, or over the series with the label
+    /// `(name, value)`; 0 while there is none.
+    pub fn sum(&self, name: &str, label: Option<(&str, &str)>) -> f64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name().strip_prefix("clawhub_edge_") == Some(name));
+        let series = family.into_iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+        let has = |(name, value): (&str, &str), metric: &prometheus::proto::Metric| {
+            metric.get_label().iter().any(|label| label.name() == name && label.value() == value)
+        };
+        series
+            .filter(|metric| label.is_none_or(|label| has(label, metric)))
+            .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
+            // Not `sum`: that of nothing is -0.
+            .fold(0.0, |sum, value| sum + value)
+    }
+
     fn register<C: Collector + Clone + 'static>(&self, collector: C) -> C {
         self.registry
             .register(Box::new(collector.clone()))
@@ -99,6 +115,22 @@ pub fn histogram(metrics: &Metrics, name: &str, help: &str, buckets: Buckets) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_is_over_all_labels_or_one() {
+        let metrics = Metrics::new();
+        let things = counters(&metrics, "things_total", "Things.", &["kind"]);
+        things.with_label_values(&["a"]).inc_by(2);
+        things.with_label_values(&["b"]).inc();
+        gauge(&metrics, "level", "Level.").set(7);
+        let sums = [
+            metrics.sum("things_total", None),
+            metrics.sum("things_total", Some(("kind", "a"))),
+            metrics.sum("level", None),
+            metrics.sum("nothing", None),
+        ];
+        assert_eq!(sums.map(|sum| sum.to_string()), ["3", "2", "7", "0"]);
+    }
 
     #[test]
     fn names_carry_the_prefix_and_help() {

@@ -16,6 +16,7 @@ mod pulls;
 mod ranges;
 mod resume;
 mod rights;
+mod service_manager;
 #[path = "../support/mod.rs"]
 mod support;
 mod tags;

@@ -83,9 +83,7 @@ impl Builder {
 
     /// Writes the configuration and starts the process.
     pub async fn start(self) -> Edge {
-        let prepared = self.prepare();
-        let (child, stdout, addr) = prepared.launch().await;
-        Edge { prepared, child, stdout, addr }
+        self.prepare().start().await
     }
 
     /// Writes the configuration only, for commands and for starts that fail.
@@ -123,6 +121,12 @@ impl Prepared {
             command.env(name, value);
         }
         command
+    }
+
+    /// Starts the process.
+    pub async fn start(self) -> Edge {
+        let (child, stdout, addr) = self.launch().await;
+        Edge { prepared: self, child, stdout, addr }
     }
 
     /// Runs a command to its end.
@@ -302,7 +306,8 @@ impl Edge {
         fs::read_to_string(path).expect("the process lives")
     }
 
-    fn pid(&self) -> Pid {
+    /// The process id.
+    pub fn pid(&self) -> Pid {
         let id = self.child.id().expect("the process lives");
         i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id")
     }
