@@ -2,14 +2,14 @@
 
 mod service_manager;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use tokio::sync::Notify;
 
 use crate::config::Config;
-use crate::frontend::{self, Listeners, Service};
+use crate::frontend::{self, Endpoint, Listeners, PassedSockets, Service};
 use crate::pull::{self, Puller};
 use crate::routing::Routes;
 use crate::runtime::{Clock, SystemClock, Tasks};
@@ -25,7 +25,8 @@ const RESERVED_DESCRIPTORS: u64 = 1024;
 /// A running edge.
 #[derive(Debug)]
 pub struct App {
-    addresses: Vec<SocketAddr>,
+    endpoints: Vec<Endpoint>,
+    reload: Arc<Notify>,
     store: Store,
     tasks: Tasks,
     metrics: telemetry::Metrics,
@@ -33,11 +34,11 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, binds the listeners and begins to serve.
+    /// Opens the store, binds the listeners or takes the `passed` sockets for them, and begins to serve.
     ///
     /// # Errors
     /// What keeps it from serving, with what to do about it.
-    pub async fn start(mut config: Config) -> Result<Self> {
+    pub async fn start(mut config: Config, passed: PassedSockets) -> Result<Self> {
         let descriptors = raise_descriptor_limit();
         let tasks = Tasks::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -56,7 +57,10 @@ impl App {
             limits.max_connections = seats.max(1);
         }
         // The address first: a second edge on the same port must not touch the cache.
-        let listeners = Listeners::bind(&config.frontend).await?;
+        let listeners = Listeners::bind(&config.frontend, passed, &clock, &metrics)?;
+        if let Some(exposure) = config.check_exposure(&listeners.exposed()) {
+            bail!("{exposure}");
+        }
         let store = {
             let (config, clock) = (config.store.clone(), Arc::clone(&clock));
             let metrics = store::Metrics::register(&metrics);
@@ -80,15 +84,21 @@ impl App {
         );
         let front_metrics = frontend::Metrics::register(&metrics);
         let service = Arc::new(Service::new(routes, puller, &tasks, metrics.clone(), front_metrics));
-        let addresses = listeners.addresses();
-        listeners.serve(&service, &tasks);
+        let endpoints = listeners.endpoints();
+        let reload = Arc::new(Notify::new());
+        listeners.serve(&service, &tasks, &reload);
         let drain_timeout = config.frontend.limits.drain_timeout;
-        Ok(Self { addresses, store, tasks, metrics, drain_timeout })
+        Ok(Self { endpoints, reload, store, tasks, metrics, drain_timeout })
     }
 
     /// Where pulls are answered.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Looks at the certificate files now, in place of within seconds.
+    pub fn reload(&self) {
+        self.reload.notify_one();
     }
 
     /// Where the cache lies.
@@ -98,7 +108,7 @@ impl App {
 
     /// How the service manager learns about this edge; it may outlive it.
     pub fn service_manager(&self) -> ServiceManager {
-        ServiceManager::new(&self.addresses, self.tasks.clone(), self.metrics.clone())
+        ServiceManager::new(&self.endpoints, self.tasks.clone(), self.metrics.clone())
     }
 
     /// Stops accepting, lets answers under way finish within the drain time-out, and leaves the

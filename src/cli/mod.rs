@@ -1,11 +1,11 @@
 //! The command line.
 
 mod client_config;
+mod dial;
 mod pull;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -15,7 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::config::{CONFIG_VARIABLE, Config};
-use crate::runtime::Overrides;
+use crate::frontend::{ListenAddress, PassedSockets};
+use crate::runtime::{Clock as _, Overrides, SystemClock};
 use crate::telemetry::LogFormat;
 
 /// Pull-through caching edge proxy for container registries.
@@ -25,9 +26,10 @@ struct Arguments {
     /// Configuration file [default: /etc/clawhub-edge/clawhub-edge.toml if it exists]
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE, hide_env_values = true)]
     config: Option<PathBuf>,
-    /// Address to listen on, in place of the configured ones; may be given several times
-    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
-    listen: Vec<SocketAddr>,
+    /// Address to listen on (ADDRESS:PORT, unix:/PATH or systemd:NAME), in place of the configured ones; may be given
+    /// several times
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    listen: Vec<ListenAddress>,
     /// Directory of the cache
     #[arg(long, global = true, value_name = "DIRECTORY")]
     cache_dir: Option<PathBuf>,
@@ -98,6 +100,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         Some(Command::CheckConfig) => {
             let config = arguments.load()?;
+            for warning in config.warnings(SystemClock.now()) {
+                say_error(&format!("warning: {warning}"));
+            }
             let file = config.file.map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
             say(&format!("{file}: good"));
             Ok(())
@@ -116,7 +121,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         None | Some(Command::Serve) => {
             let config = arguments.load()?;
             config.log.start();
-            runtime()?.block_on(serve(config))
+            // Before the runtime starts its threads.
+            let passed = PassedSockets::take()?;
+            runtime()?.block_on(serve(config, passed))
         }
     }
 }
@@ -125,18 +132,29 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, passed: PassedSockets) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let format = config.log.format;
-    let app = App::start(config).await?;
+    let app = App::start(config, passed).await?;
     introduce(&app, format);
     let manager = app.service_manager();
     manager.ready();
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
-        never = manager.serving() => match never {},
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: looking at the certificates");
+                manager.reloading();
+                app.reload();
+                manager.ready();
+                continue;
+            }
+            never = manager.serving() => match never {},
+        }
+        break;
     }
     tokio::select! {
         () = app.stop() => tracing::info!("stopped"),
@@ -149,16 +167,21 @@ async fn serve(config: Config) -> Result<()> {
 
 /// Where it listens, where it stores, and how to pull through it.
 fn introduce(app: &App, format: LogFormat) {
-    let addresses: Vec<_> = app.addresses().iter().map(ToString::to_string).collect();
+    let endpoints: Vec<_> = app.endpoints().iter().map(ToString::to_string).collect();
     let directory = app.cache_directory().display();
     if format == LogFormat::Json {
-        tracing::info!(listen = addresses.join(","), cache = %directory, "serving");
+        tracing::info!(listen = endpoints.join(","), cache = %directory, "serving");
         return;
     }
-    let example = addresses.first().map_or("", String::as_str);
-    say(&format!("ClawHub Edge listens on http://{}", addresses.join(", http://")));
+    say(&format!("ClawHub Edge listens on {}", endpoints.join(", ")));
     say(&format!("  and caches in {directory}"));
-    say(&format!("  Try: skopeo inspect --tls-verify=false docker://{example}/docker.io/library/alpine"));
+    let plain = app.endpoints().iter().find_map(|endpoint| match &endpoint.address {
+        ListenAddress::Tcp(address) if !endpoint.tls => Some(address),
+        _ => None,
+    });
+    if let Some(address) = plain {
+        say(&format!("  Try: skopeo inspect --tls-verify=false docker://{address}/docker.io/library/alpine"));
+    }
 }
 
 /// Whoever started this process may have closed its output; `println!` would then end an edge that

@@ -3,7 +3,8 @@
 //! The image is pulled through an edge as any client would: through the one that runs on this
 //! machine if it owns the cache, else through one of our own on a free loopback port.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,16 +14,15 @@ use futures_util::{TryStreamExt, stream};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode, header};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::dial::Way;
 use super::say;
 use crate::app::App;
 use crate::config::Config;
+use crate::frontend::{ListenConfig, PassedSockets};
 use crate::oci::{
     Descriptor, Digest, ErrorDocument, Hasher, ImageReference, MAX_MANIFEST_SIZE, Manifest, Platform,
     Reference,
@@ -33,6 +33,10 @@ use crate::store;
 const CONCURRENT_BLOBS: usize = 3;
 /// How often a broken transfer is begun again; what has arrived is in the cache by then.
 const ATTEMPTS: u32 = 3;
+/// How deep indexes may nest, and how many manifests one image may have: real ones have two levels and a few
+/// dozen platforms.
+const DEEPEST: usize = 16;
+const MOST: usize = 10_000;
 
 /// What to pull.
 #[derive(Debug, Args)]
@@ -64,11 +68,10 @@ struct Summary {
 impl PullArguments {
     pub(super) async fn run(&self, config: Config) -> Result<()> {
         let started = Instant::now();
-        let (address, own) = edge(config).await?;
+        let (way, own) = edge(config).await?;
         let puller = ImagePuller {
-            address,
+            way,
             image: &self.image,
-            client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
             bars: MultiProgress::with_draw_target(if self.json {
                 ProgressDrawTarget::hidden()
             } else {
@@ -107,35 +110,21 @@ impl PullArguments {
     }
 }
 
-/// The address of an edge that serves the configured cache, and that edge if it is our own.
-async fn edge(mut config: Config) -> Result<(SocketAddr, Option<App>)> {
-    let configured = config.frontend.listen.first().map(|listen| listen.address);
-    config.frontend.listen.truncate(1);
-    for listen in &mut config.frontend.listen {
-        listen.address = (Ipv4Addr::LOCALHOST, 0).into();
-    }
+/// The way to an edge that serves the configured cache, and that edge if it is our own.
+async fn edge(mut config: Config) -> Result<(Way, Option<App>)> {
+    let own = ListenConfig::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let configured = std::mem::replace(&mut config.frontend.listen, vec![own]);
     config.frontend.metrics_address = None;
-    match App::start(config).await {
+    match App::start(config, PassedSockets::default()).await {
         Ok(app) => {
-            let address = *app.addresses().first().context("no listener")?;
-            Ok((address, Some(app)))
+            let endpoint = app.endpoints().first().context("no listener")?;
+            Ok((Way::to(&[ListenConfig::plain(endpoint.address.clone())])?, Some(app)))
         }
         Err(error) if matches!(error.downcast_ref(), Some(store::Error::Owned { .. })) => {
-            let address = configured.context("no listener is configured")?;
-            Ok((reachable(address), None))
+            Ok((Way::to(&configured).context("the cache belongs to an edge that is running")?, None))
         }
         Err(error) => Err(error),
     }
-}
-
-/// How this machine reaches one of its own listeners.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 fn this_platform() -> String {
@@ -150,9 +139,8 @@ fn this_platform() -> String {
 }
 
 struct ImagePuller<'a> {
-    address: SocketAddr,
+    way: Way,
     image: &'a ImageReference,
-    client: Client<HttpConnector, Empty<Bytes>>,
     bars: MultiProgress,
 }
 
@@ -161,19 +149,24 @@ impl ImagePuller<'_> {
     /// how many manifests there were, and the blobs.
     async fn pull(&self, wanted: Option<&Platform>) -> Result<(Digest, usize, Vec<Descriptor>)> {
         let (digest, manifest) = self.manifest(&self.image.reference).await?;
-        let mut manifests = vec![manifest];
+        let mut manifests = vec![(manifest, 0)];
         let mut blobs: Vec<Descriptor> = Vec::new();
-        let mut count = 0;
-        // Indexes may nest; every manifest is visited once, and the digests make cycles impossible.
-        while let Some(manifest) = manifests.pop() {
-            count += 1;
+        // Indexes may nest, and name the same manifest many times over: each is visited once. Their digests
+        // make a circle impossible, and the bounds make what is nearly one harmless.
+        let mut seen = HashSet::from([digest]);
+        while let Some((manifest, depth)) = manifests.pop() {
             let is_index = matches!(manifest, Manifest::Index(_));
             let children: Vec<_> =
                 manifest.children().filter(|child| !is_index || chosen(child, wanted)).collect();
             ensure!(!children.is_empty(), "{} has nothing for {}", self.image, shown(wanted));
             for child in children {
                 if child.is_manifest() {
-                    manifests.push(self.manifest(&Reference::Digest(child.digest)).await?.1);
+                    if seen.insert(child.digest) {
+                        ensure!(depth < DEEPEST, "{} nests indexes deeper than {DEEPEST}", self.image);
+                        ensure!(seen.len() <= MOST, "{} has more than {MOST} manifests", self.image);
+                        let manifest = self.manifest(&Reference::Digest(child.digest)).await?.1;
+                        manifests.push((manifest, depth + 1));
+                    }
                 } else if !child.is_nondistributable() && blobs.iter().all(|blob| blob.digest != child.digest)
                 {
                     blobs.push(child.clone());
@@ -183,7 +176,7 @@ impl ImagePuller<'_> {
         stream::iter(blobs.iter().map(Ok))
             .try_for_each_concurrent(CONCURRENT_BLOBS, |blob| self.blob(blob))
             .await?;
-        Ok((digest, count, blobs))
+        Ok((digest, seen.len(), blobs))
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest)> {
@@ -236,12 +229,11 @@ impl ImagePuller<'_> {
 
     async fn get(&self, path: &str) -> Result<Response<Incoming>> {
         let ImageReference { registry, repository, .. } = self.image;
-        let uri = format!("http://{}/v2/{repository}/{path}?ns={registry}", self.address);
-        let response = self
-            .client
-            .request(Request::get(uri).body(Empty::new())?)
-            .await
-            .with_context(|| format!("asking the edge at {}", self.address))?;
+        let request = Request::get(format!("/v2/{repository}/{path}?ns={registry}"))
+            .header(header::HOST, "localhost")
+            .body(Empty::<Bytes>::new())?;
+        let response =
+            self.way.ask(request).await.with_context(|| format!("asking the edge at {}", self.way))?;
         if response.status() == StatusCode::OK {
             return Ok(response);
         }

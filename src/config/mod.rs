@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::frontend::FrontendConfig;
+use crate::frontend::{FrontendConfig, ListenAddress};
 use crate::pull::{FillConfig, TagConfig};
 use crate::routing::RoutingConfig;
-use crate::runtime::{Mistakes, Overrides, Section, Settings};
+use crate::runtime::{Mistakes, Overrides, Section, Settings, Timestamp};
 use crate::store::StoreConfig;
 use crate::telemetry::LogConfig;
 use crate::upstream::FetchConfig;
@@ -39,6 +39,8 @@ pub struct Config {
     pub fill: FillConfig,
     /// `[[listen]]`, `[limits]` and `[metrics]`.
     pub frontend: FrontendConfig,
+    /// `auth.anonymous`: whether whoever reaches a listener may pull what the upstream credentials may.
+    pub anonymous: bool,
 }
 
 /// The configuration cannot be used.
@@ -77,12 +79,21 @@ impl Config {
         let source = file.as_deref().map(|path| (path, text.as_str()));
         let settings = Settings::new(source, environment.clone(), overrides);
         settings.allow_variable(CONFIG_VARIABLE);
-        let config = Self::read(&settings.root(), file.clone(), cache_directory(environment));
+        let mut config = Self::read(&settings.root(), file.clone(), cache_directory(environment));
+        config.fetch.proxy.inherit(environment, &settings.root().section("fetch"));
         settings.finish()?;
         Ok(config)
     }
 
+    /// What is odd but keeps nothing from working.
+    pub fn warnings(&self, now: Timestamp) -> Vec<String> {
+        let mut warnings = self.routing.warnings.clone();
+        warnings.extend(self.frontend.warnings(now));
+        warnings
+    }
+
     fn read(root: &Section<'_>, file: Option<PathBuf>, cache_directory: PathBuf) -> Self {
+        let auth = root.section("auth");
         let config = Self {
             file,
             log: LogConfig::read(&root.section("log")),
@@ -92,34 +103,27 @@ impl Config {
             tags: TagConfig::read(&root.section("tags")),
             fill: FillConfig::read(&root.section("fill")),
             frontend: FrontendConfig::read(root),
+            anonymous: auth.read("anonymous", false),
         };
-        config.check_exposure(&root.section("auth"));
+        if let Some(exposure) = config.check_exposure(&config.frontend.exposed()) {
+            auth.mistake("anonymous", exposure);
+        }
         config
     }
 
     /// An upstream credential behind a listener that others reach, without anybody being asked who
-    /// they are, gives everybody what that credential may pull.
-    fn check_exposure(&self, auth: &Section<'_>) {
-        let anonymous = auth.read("anonymous", false);
-        let exposed: Vec<_> = self
-            .frontend
-            .listen
-            .iter()
-            .map(|listen| listen.address)
-            .filter(|address| !address.ip().is_loopback())
-            .collect();
-        if anonymous || exposed.is_empty() || !self.routing.has_credentials() {
-            return;
+    /// they are, gives everybody what that credential may pull. Says so if one of these listeners is such a one; where
+    /// systemd's sockets are is known only at the start.
+    pub fn check_exposure(&self, exposed: &[ListenAddress]) -> Option<String> {
+        if self.anonymous || exposed.is_empty() || !self.routing.has_credentials() {
+            return None;
         }
         let addresses = exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        auth.mistake(
-            "anonymous",
-            format!(
-                "everybody who reaches {addresses} could pull what the upstream credentials may pull. \
-                 Listen on a loopback address only, or remove the credentials, \
-                 or set auth.anonymous = true to allow it"
-            ),
-        );
+        Some(format!(
+            "everybody who reaches {addresses} could pull what the upstream credentials may pull. \
+             Listen on a loopback address or a Unix socket only, or require client certificates there, \
+             or remove the credentials, or set auth.anonymous = true to allow it"
+        ))
     }
 }
 

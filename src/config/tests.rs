@@ -28,6 +28,7 @@ fn the_example_states_every_option_with_its_default() {
         if key.starts_with("upstreams.") {
             continue;
         }
+        let key = key.replace("[0]", "");
         let found = documented.get(&key);
         assert_eq!(found, Some(&default), "{key} in config/clawhub-edge.toml");
     }
@@ -40,7 +41,7 @@ fn documented() -> BTreeMap<String, String> {
     for line in EXAMPLE.lines() {
         let line = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_end_matches(']').to_owned();
+            section = name.trim_matches(['[', ']']).to_owned();
         } else if let Some((key, value)) = line.split_once(" = ") {
             let value = value.trim_matches('"').replace(['[', ']', '"'], "").replace(", ", ",");
             options.insert(format!("{section}.{key}"), value);

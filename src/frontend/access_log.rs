@@ -1,11 +1,11 @@
 //! One line per request, written when its answer has left or broken.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper::{Method, StatusCode};
+use hyper::{Method, StatusCode, Version};
 use tokio::time::Instant;
 
+use super::client::{Secured, Source};
 use super::service::Metrics;
 use crate::pull;
 
@@ -13,7 +13,10 @@ use crate::pull;
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) id: String,
-    pub(super) peer: SocketAddr,
+    /// Whom it comes from, behind trusted proxies.
+    pub(super) client: Source,
+    pub(super) version: Version,
+    pub(super) tls: Option<Arc<Secured>>,
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) namespace: Option<String>,
@@ -70,14 +73,18 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Request { id, peer, method, path, namespace, range, user_agent, started } = &self.request;
+        let Request { id, client, version, tls, method, path, namespace, range, user_agent, started } =
+            &self.request;
         if let Some(error) = &self.broken {
             tracing::warn!(request_id = id, path, %error, sent_bytes = self.sent, "an answer was broken");
         }
         tracing::info!(
             target: "clawhub_edge::access",
             request_id = id,
-            client = %peer,
+            client = %client,
+            protocol = ?version,
+            tls = tls.as_ref().map(|tls| tls.version),
+            client_certificate = tls.as_ref().and_then(|tls| tls.certificate.as_deref()),
             method = %method,
             path,
             ns = namespace,

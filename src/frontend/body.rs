@@ -9,6 +9,8 @@ use futures_util::stream::unfold;
 use http_body::{Body, Frame, SizeHint};
 
 use super::access_log::Record;
+use super::multipart::Multipart;
+use crate::oci::ByteRange;
 use crate::pull::{self, Reader};
 
 /// The body of an answer.
@@ -43,6 +45,15 @@ impl ResponseBody {
                 Err(error) => Some((Err(error), None)),
             }
         });
+        Self::of_stream(chunks)
+    }
+
+    /// Several ranges, each behind its head; the first of them is `first`.
+    pub(super) fn multipart(multipart: Multipart, reader: Reader, first: ByteRange) -> Self {
+        Self::of_stream(multipart.stream(reader, first))
+    }
+
+    fn of_stream(chunks: impl Stream<Item = Result<Bytes, pull::Error>> + Send + 'static) -> Self {
         Self { content: Content::Stream(Box::pin(chunks)), record: None }
     }
 

@@ -1,20 +1,20 @@
 //! Accepting connections, and letting them go.
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
-use super::config::{FrontendConfig, Limits};
-use super::connection::Paced;
+use super::address::{Endpoint, ListenAddress};
+use super::bind::{self, BindError, Socket};
+use super::client::Network;
+use super::config::{FrontendConfig, Limits, ListenConfig, ProxyProtocol};
+use super::connection::Terms;
+use super::passed::PassedSockets;
 use super::service::{Facet, Service};
-use crate::runtime::Tasks;
+use super::tls::{self, Reloader, Tls};
+use crate::runtime::{Clock, Tasks};
+use crate::telemetry;
 
 /// A failed accept (descriptors or memory exhausted) is tried again after this long; at once would
 /// be a busy loop.
@@ -26,143 +26,138 @@ const OPERATOR_CONNECTIONS: usize = 64;
 /// The bound listeners, before they serve.
 #[derive(Debug)]
 pub struct Listeners {
-    sockets: Vec<(TcpListener, Facet)>,
+    listeners: Vec<Listener>,
+    reloaders: Vec<Reloader>,
+    tls_metrics: tls::Metrics,
     limits: Limits,
 }
 
-/// A listener could not be bound.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
-pub struct BindError {
-    address: SocketAddr,
-    source: io::Error,
+#[derive(Debug)]
+struct Listener {
+    socket: Socket,
+    endpoint: Endpoint,
+    is_exposed: bool,
+    facet: Facet,
+    tls: Option<Arc<Tls>>,
+    proxy_protocol: ProxyProtocol,
+    trusted_proxies: Arc<[Network]>,
 }
 
 impl Listeners {
-    /// Binds every configured address.
+    /// Binds every configured address, or takes the socket that systemd passes for it. Without a configured one, the
+    /// passed sockets are what is served.
     ///
     /// # Errors
-    /// Names the address that cannot be had.
-    pub async fn bind(config: &FrontendConfig) -> Result<Self, BindError> {
-        let pull = if config.metrics_address.is_some() { Facet::Pull } else { Facet::Everything };
-        let pulls = config.listen.iter().map(|listen| (listen.address, pull));
-        let metrics = config.metrics_address.map(|address| (address, Facet::Metrics));
-        let mut sockets = Vec::new();
-        for (address, facet) in pulls.chain(metrics) {
-            let socket = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
-            sockets.push((socket, facet));
+    /// Names the address that cannot be had, or the file that TLS cannot use.
+    pub fn bind(
+        config: &FrontendConfig,
+        passed: PassedSockets,
+        clock: &Arc<dyn Clock>,
+        metrics: &telemetry::Metrics,
+    ) -> Result<Self, BindError> {
+        let mut configured = match bind::as_listeners(&passed) {
+            passed if config.is_default && !passed.is_empty() => passed,
+            _ => config.listen.clone(),
+        };
+        let pulls = configured.len();
+        configured.extend(config.metrics_address.map(ListenConfig::plain));
+        let tls_metrics = tls::Metrics::register(metrics);
+        let mut reloaders = Vec::new();
+        let mut listeners = Vec::new();
+        for (socket, index) in bind::sockets(&configured, passed)? {
+            let listen = &configured[index];
+            let refused = |source| BindError::Refused { address: listen.address.clone(), source };
+            let address = socket.address().map_err(refused)?;
+            let reloader = match &listen.tls {
+                Some(tls) => Some(Reloader::load(tls, &tls_metrics, clock)?),
+                None => None,
+            };
+            listeners.push(Listener {
+                is_exposed: listen.is_exposed_at(&address),
+                endpoint: Endpoint { address, tls: reloader.is_some() },
+                socket,
+                facet: match &config.metrics_address {
+                    Some(_) if index >= pulls => Facet::Metrics,
+                    Some(_) => Facet::Pull,
+                    None => Facet::Everything,
+                },
+                tls: reloader.as_ref().map(Reloader::tls),
+                proxy_protocol: listen.proxy_protocol,
+                trusted_proxies: listen.trusted_proxies.iter().copied().collect(),
+            });
+            reloaders.extend(reloader);
         }
-        Ok(Self { sockets, limits: config.limits.clone() })
+        Ok(Self { listeners, reloaders, tls_metrics, limits: config.limits.clone() })
     }
 
-    /// The addresses at which pulls are answered.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        let pulls = self.sockets.iter().filter(|(_, facet)| *facet != Facet::Metrics);
-        pulls.filter_map(|(socket, _)| socket.local_addr().ok()).collect()
+    /// Where pulls are answered.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.pulls().map(|listener| listener.endpoint.clone()).collect()
+    }
+
+    /// Those that others reach without being asked who they are.
+    pub fn exposed(&self) -> Vec<ListenAddress> {
+        let exposed = self.pulls().filter(|listener| listener.is_exposed);
+        exposed.map(|listener| listener.endpoint.address.clone()).collect()
+    }
+
+    fn pulls(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(|listener| listener.facet != Facet::Metrics)
     }
 
     /// Serves until the process drains; connections under way then finish their answer. Every
-    /// listener and connection is a task.
-    pub fn serve(self, service: &Arc<Service>, tasks: &Tasks) {
+    /// listener and connection is a task. Certificates are looked at again whenever `reload` says so.
+    pub fn serve(self, service: &Arc<Service>, tasks: &Tasks, reload: &Arc<Notify>) {
         let seats = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
         // Clients that take every seat must not keep the probes out.
         let operator_seats = Arc::new(Semaphore::new(OPERATOR_CONNECTIONS));
-        for (socket, facet) in self.sockets {
-            let accepting = Accepting {
-                socket,
-                facet,
-                seats: Arc::clone(if facet == Facet::Metrics { &operator_seats } else { &seats }),
+        if !self.reloaders.is_empty() {
+            tasks.spawn("reload", Reloader::run(self.reloaders, Arc::clone(reload), tasks.clone()));
+        }
+        for listener in self.listeners {
+            let is_operators = listener.facet == Facet::Metrics;
+            let terms = Arc::new(Terms {
+                facet: listener.facet,
+                limits: self.limits.clone(),
+                tls: listener.tls,
+                tls_metrics: self.tls_metrics.clone(),
+                proxy_protocol: listener.proxy_protocol,
+                trusted_proxies: listener.trusted_proxies,
+                seats: Arc::clone(if is_operators { &operator_seats } else { &seats }),
                 service: Arc::clone(service),
                 tasks: tasks.clone(),
-                limits: self.limits.clone(),
-            };
-            tasks.spawn_vital("accept", accepting.run());
+            });
+            tasks.spawn_vital("accept", accept(listener.socket, terms));
         }
     }
 }
 
-struct Accepting {
-    socket: TcpListener,
-    facet: Facet,
-    seats: Arc<Semaphore>,
-    service: Arc<Service>,
-    tasks: Tasks,
-    limits: Limits,
-}
-
-impl Accepting {
-    async fn run(self) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
-                () = self.tasks.draining() => return,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    // Without a seat one client waits here, and the next ones in the kernel's queue.
-                    let seat = tokio::select! {
-                        seat = Arc::clone(&self.seats).acquire_owned() => seat,
-                        () = self.tasks.draining() => return,
-                    };
-                    let (service, tasks) = (Arc::clone(&self.service), self.tasks.clone());
-                    let connection =
-                        connection(stream, peer, self.facet, service, tasks, self.limits.clone());
-                    self.tasks.spawn("connection", async move {
-                        connection.await;
-                        drop(seat);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+async fn accept(socket: Socket, terms: Arc<Terms>) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = terms.tasks.draining() => return,
+        };
+        match accepted {
+            Ok(accepted) => {
+                // Without a seat one client waits here, and the next ones in the kernel's queue.
+                let seat = tokio::select! {
+                    seat = Arc::clone(&terms.seats).acquire_owned() => seat,
+                    () = terms.tasks.draining() => return,
+                };
+                let serving = Arc::clone(&terms);
+                terms.tasks.spawn("connection", async move {
+                    let connections = serving.service.metrics().connections.clone();
+                    connections.inc();
+                    serving.serve(accepted).await;
+                    connections.dec();
+                    drop(seat);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
-
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    facet: Facet,
-    service: Arc<Service>,
-    tasks: Tasks,
-    limits: Limits,
-) {
-    let metrics = Arc::clone(service.metrics());
-    metrics.connections.inc();
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "TCP_NODELAY");
-    }
-    let io = TokioIo::new(Paced::new(stream, limits.write_timeout));
-    let handler = service_fn(move |request| {
-        let service = Arc::clone(&service);
-        async move { Ok::<_, std::convert::Infallible>(service.answer(request, peer, facet).await) }
-    });
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_header_size(limits.max_header_size.as_usize())
-        .max_buf_size(limits.max_header_size.as_usize().max(WRITE_BUFFER));
-    let mut connection = std::pin::pin!(builder.serve_connection(io, handler));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = tasks.draining() => {
-            // Finishes the answer under way and closes; an idle connection closes at once.
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = tasks.aborting() => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, error = &error as &dyn std::error::Error, "connection ended early");
-    }
-    metrics.connections.dec();
-}
-
-/// hyper's bound on what one connection queues for writing before it asks for more: two frames of
-/// 256 KiB. With one, a follower of a fill costs 3 % more CPU per byte.
-const WRITE_BUFFER: usize = 512 << 10;

@@ -1,16 +1,33 @@
-//! What clients see: listeners, HTTP/1.1, the pull API, limits and the access log.
+//! What clients see: listeners, TLS, HTTP/1.1 and HTTP/2, the pull API, limits and the access log.
 //!
 //! [`respond`] is the only place that knows which error is which status. A body that cannot be
-//! completed is broken (the connection closes before `Content-Length`), never ended cleanly.
+//! completed is broken (the connection closes before `Content-Length`, the stream is reset), never ended cleanly.
 
 mod access_log;
+mod address;
+mod bind;
 mod body;
+mod client;
 mod config;
 mod connection;
+mod http1;
+mod http2;
 mod listener;
+mod multipart;
+mod opening;
+mod paced;
+mod passed;
+mod proxy_protocol;
+mod referrers;
 mod respond;
 mod service;
+mod tls;
 
-pub use config::{FrontendConfig, Limits, ListenConfig};
+pub use address::{Endpoint, ListenAddress};
+pub use bind::BindError;
+pub use client::Network;
+pub use config::{FileMode, FrontendConfig, Limits, ListenConfig, ProxyProtocol};
 pub use listener::Listeners;
+pub use passed::{PassedError, PassedSockets};
 pub use service::{Metrics, Service};
+pub use tls::{CertificateFiles, ClientCertificates, TlsConfig, TlsError, leaf_names};

@@ -44,10 +44,23 @@ impl Refusal {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, message)
     }
 
-    /// The repository catalogue, which an edge does not have.
+    /// The catalogue of an upstream that has none.
     pub(super) fn no_catalog() -> Self {
-        let message = "a cache has no catalogue of its upstreams' repositories";
+        let message = "the upstream does not list its repositories";
         Self::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message)
+    }
+
+    /// A request that has been here before.
+    pub(super) fn request_loop() -> Self {
+        let message = "this request has come through this edge already: its upstreams lead in a circle";
+        Self::new(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, message)
+    }
+
+    /// More requests at once than there are seats for.
+    pub(super) fn overload() -> Self {
+        let message = "the edge has no seat for this request now; come back later";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message)
+            .retry(DEFAULT_RETRY_AFTER)
     }
 
     /// A range that lies outside of the blob.

@@ -1,6 +1,5 @@
 //! One request, one answer.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,15 +12,19 @@ use tokio::time::Instant;
 
 use super::access_log::{self, Record};
 use super::body::ResponseBody;
+use super::client::Client;
+use super::multipart::Multipart;
+use super::referrers;
 use super::respond::{Refusal, cache_status};
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
-    Resolved, Target, media_type, next_page_link,
+    RequestError, Resolved, Target, Via, media_type, next_page_link,
 };
-use crate::pull::{BlobAnswer, Freshness, ManifestAnswer, Puller, Want};
+use crate::pull::{self, BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
 use crate::routing::{Route, Routes};
 use crate::runtime::Tasks;
 use crate::telemetry::{self, Buckets, counter, counters, gauge, histogram};
+use crate::upstream;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -160,17 +163,28 @@ impl Service {
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        client: &Client,
         facet: Facet,
     ) -> Response<ResponseBody> {
         // A pull has no body; what a write brings is not read.
         let (parts, _) = request.into_parts();
-        let log = log_request(&parts, peer);
+        let log = log_request(&parts, client);
         let (kind, answer) = match self.operator_answer(&parts, facet) {
             Some(answer) => ("operator", answer),
             None => self.api_answer(&parts).await,
         };
         self.finish(&parts, log, kind, answer)
+    }
+
+    /// Refuses one request because there is no seat for it.
+    pub(super) fn refuse_for_load(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+    ) -> Response<ResponseBody> {
+        let (parts, _) = request.into_parts();
+        let log = log_request(&parts, client);
+        self.finish(&parts, log, "refused", Refusal::overload().into())
     }
 
     /// Health and metrics.
@@ -197,6 +211,10 @@ impl Service {
         if !matches!(parts.method, Method::GET | Method::HEAD) {
             let answer = Answer::from(Refusal::unsupported_method()).header(header::ALLOW, "GET, HEAD");
             return ("write", answer);
+        }
+        let via = via(parts);
+        if via.is_loop(self.routes.node()) {
+            return ("invalid", Refusal::request_loop().into());
         }
         let request = match ApiRequest::parse(parts.uri.path(), parts.uri.query()) {
             Ok(request) => request,
@@ -232,17 +250,17 @@ impl Service {
             Target::Tags { repository, page } => {
                 self.tags(&self.route(parts, ns, repository)?, repository, page, ns).await
             }
-            Target::Referrers { repository, digest, artifact_type } => {
-                self.referrers(&self.route(parts, ns, repository)?, digest, artifact_type.as_deref()).await
+            Target::Referrers { repository, .. } => {
+                self.referrers(&self.route(parts, ns, repository)?, &request.target, ns).await
             }
-            Target::Catalog { .. } => Err(Refusal::no_catalog()),
+            Target::Catalog { page } => self.catalog(parts, page, ns).await,
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
         }
     }
 
     fn route(&self, parts: &Parts, ns: Option<&str>, repository: &Repository) -> Result<Route, Refusal> {
-        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        self.routes.find(ns, host, repository).map_err(|error| Refusal::from(&error))
+        let route = self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
+        Ok(Route { via: via(parts), ..route })
     }
 
     async fn manifest(&self, parts: &Parts, route: &Route, reference: &Reference) -> Result<Answer, Refusal> {
@@ -271,20 +289,21 @@ impl Service {
                 return Ok(answer.digest(digest).freshness(&head.freshness));
             }
         }
-        let mut blob = self.puller.blob(route, digest).await.map_err(|error| refuse(&error))?;
+        let range = requested_range(parts, digest);
+        let blob = self.puller.blob(route, digest, range.as_ref()).await;
+        let mut blob = blob.map_err(|error| refuse(&error))?;
         let freshness = blob.freshness;
         if parts.version < Version::HTTP_11 {
             // Without a length such a body ends with the connection, and a broken one looks whole.
             blob.known_size().await.map_err(|error| refuse(&error))?;
         }
-        let answer = match requested_range(parts, digest) {
+        let answer = match range {
             None => whole(blob).await?,
             Some(range) => {
                 let size = blob.known_size().await.map_err(|error| refuse(&error))?;
                 match range.resolve(size) {
                     Resolved::Single(range) => part(blob, range, size).await?,
-                    // Allowed by RFC 9110, section 14.2: a server may ignore `Range`.
-                    Resolved::Several(_) => whole(blob).await?,
+                    Resolved::Several(ranges) => parts_of(blob, ranges, size).await?,
                     Resolved::Unsatisfiable => {
                         let content_range = ContentRange { range: None, size: Some(size) };
                         let refusal = Answer::from(Refusal::unsatisfiable_range(size));
@@ -305,30 +324,46 @@ impl Service {
     ) -> Result<Answer, Refusal> {
         let list = self.puller.tags(route, page).await.map_err(|error| refuse(&error))?;
         // The client's own name of the repository: it may carry the upstream's as a prefix.
-        let document = serde_json::json!({ "name": repository.as_str(), "tags": list.tags }).to_string();
+        let document = serde_json::json!({ "name": repository.as_str(), "tags": list.entries }).to_string();
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
         Ok(match list.next {
             Some(next) => {
-                answer.header(header::LINK, next_page_link(&format!("/v2/{repository}/tags/list"), &next, ns))
+                let next = Target::Tags { repository: repository.clone(), page: next };
+                answer.header(header::LINK, next_page_link(&next, ns))
             }
             None => answer,
         })
     }
 
-    async fn referrers(
-        &self,
-        route: &Route,
-        digest: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Answer, Refusal> {
-        let found =
-            self.puller.referrers(route, digest, artifact_type).await.map_err(|error| refuse(&error))?;
-        let answer = Answer::text(StatusCode::OK, OCI_INDEX, found.body);
-        Ok(if found.is_filtered {
-            answer.header(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"))
-        } else {
-            answer
+    /// The repositories of one upstream, under the names that it gives them.
+    async fn catalog(&self, parts: &Parts, page: &Page, ns: Option<&str>) -> Result<Answer, Refusal> {
+        let upstream = self.routes.upstream(ns, host(parts)).map_err(|error| Refusal::from(&error))?;
+        let list = self.puller.catalog(upstream, &via(parts), page).await;
+        let list = list
+            .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
+        let document = serde_json::json!({ "repositories": list.entries }).to_string();
+        let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
+        Ok(match list.next {
+            Some(page) => answer.header(header::LINK, next_page_link(&Target::Catalog { page }, ns)),
+            None => answer,
         })
+    }
+
+    async fn referrers(&self, route: &Route, target: &Target, ns: Option<&str>) -> Result<Answer, Refusal> {
+        let Target::Referrers { digest, artifact_type, page, .. } = target else {
+            return Err(Refusal::from(&RequestError::NotFound));
+        };
+        let found = self.puller.referrers(route, digest).await.map_err(|error| refuse(&error))?;
+        let list = referrers::page(found.manifests(), artifact_type.as_deref(), page);
+        let mut answer = Answer::text(StatusCode::OK, OCI_INDEX, list.document).freshness(&found.freshness);
+        if artifact_type.is_some() {
+            answer = answer.header(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        }
+        if let Some(next) = list.next {
+            let next = target.clone().with_page(next);
+            answer = answer.header(header::LINK, next_page_link(&next, ns));
+        }
+        Ok(answer)
     }
 
     fn finish(
@@ -350,7 +385,7 @@ impl Service {
         {
             headers.insert(CACHE_STATUS, cache_status);
         }
-        if !matches!(parts.method, Method::GET | Method::HEAD) {
+        if !matches!(parts.method, Method::GET | Method::HEAD) && parts.version < Version::HTTP_2 {
             // The body that such a request brings was not read, so nothing can follow it.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -397,11 +432,48 @@ async fn whole(blob: BlobAnswer) -> Result<Answer, Refusal> {
 }
 
 async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, Refusal> {
-    let mut reader = blob.range(range).await.map_err(|error| refuse(&error))?;
-    reader.ready().await.map_err(|error| refuse(&error))?;
+    let reader = ranges(blob, vec![range]).await?;
     let content_range = ContentRange { range: Some(range), size: Some(size) };
     Ok(blob_answer(StatusCode::PARTIAL_CONTENT, Some(range.len()), ResponseBody::stream(reader))
         .header(header::CONTENT_RANGE, content_range.to_string()))
+}
+
+/// Whom the client means to talk to: HTTP/2 says it in the request's own authority.
+fn host(parts: &Parts) -> Option<&str> {
+    let authority = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
+    authority.or_else(|| parts.headers.get(header::HOST)?.to_str().ok())
+}
+
+/// Whether an upstream answers like one that does not list its repositories, as most public ones.
+fn has_no_catalog(error: &pull::Error) -> bool {
+    match error {
+        pull::Error::Unknown(_) => true,
+        pull::Error::Upstream(error) => matches!(**error, upstream::Error::Refused { .. }),
+        _ => false,
+    }
+}
+
+/// Which proxies the request has come through.
+fn via(parts: &Parts) -> Via {
+    Via::received(parts.headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok()))
+}
+
+async fn parts_of(blob: BlobAnswer, several: Vec<ByteRange>, size: u64) -> Result<Answer, Refusal> {
+    let multipart = Multipart::of(size);
+    let (length, content_type, first) =
+        (multipart.length(&several), HeaderValue::from(&multipart), several[0]);
+    let reader = ranges(blob, several).await?;
+    let body = ResponseBody::multipart(multipart, reader, first);
+    let mut answer = blob_answer(StatusCode::PARTIAL_CONTENT, Some(length), body);
+    answer.response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    Ok(answer)
+}
+
+/// A reader whose first byte is there.
+async fn ranges(blob: BlobAnswer, ranges: Vec<ByteRange>) -> Result<Reader, Refusal> {
+    let mut reader = blob.ranges(ranges).await.map_err(|error| refuse(&error))?;
+    reader.ready().await.map_err(|error| refuse(&error))?;
+    Ok(reader)
 }
 
 /// The range that a client asks for, if it is to be honoured: `If-Range` with another entity than
@@ -437,7 +509,7 @@ fn matches_etag(parts: &Parts, digest: &Digest) -> bool {
         .any(|candidate| candidate == "*" || candidate.trim_start_matches("W/") == etag)
 }
 
-fn log_request(parts: &Parts, peer: SocketAddr) -> access_log::Request {
+fn log_request(parts: &Parts, client: &Client) -> access_log::Request {
     let text =
         |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let id = text(REQUEST_ID)
@@ -449,7 +521,9 @@ fn log_request(parts: &Parts, peer: SocketAddr) -> access_log::Request {
     };
     access_log::Request {
         id,
-        peer,
+        client: client.of_request(&parts.headers),
+        version: parts.version,
+        tls: client.tls.clone(),
         method: parts.method.clone(),
         // The path alone: a query may carry what is nobody's business.
         path: parts.uri.path().to_owned(),

@@ -2,7 +2,7 @@
 
 /// The first `limit` characters of `text`, with whatever could disturb a terminal or a log replaced by `·`,
 /// and an ellipsis where something was cut off.
-pub(super) fn excerpt(text: &str, limit: usize) -> String {
+pub fn excerpt(text: &str, limit: usize) -> String {
     let mut rest = text.chars();
     let mut short: String = rest.by_ref().take(limit).map(harmless).collect();
     if rest.next().is_some() {

@@ -2,7 +2,7 @@
 //! "Listing Tags").
 
 use super::percent::encode;
-use super::request::Page;
+use super::request::Target;
 
 /// The target of the first link with `rel="next"`, or `None`. It may be relative, and it is the upstream's
 /// word: resolve it against the request's URL and check the host before following it.
@@ -19,21 +19,17 @@ pub fn next_link(header_value: &str) -> Option<String> {
     None
 }
 
-/// The value of our own `Link` field: the next page of the list at `path`, which is given unescaped.
-///
-/// `page` is that next page, its `last` being the last entry of the page just sent. A used `ns` is carried
-/// along, because the client follows the link as it stands and would lose its upstream otherwise.
-pub fn next_page_link(path: &str, page: &Page, ns: Option<&str>) -> String {
-    let mut query = page.to_query();
+/// The value of our own `Link` field: the next page of a list, its `last` being the last entry of the page just
+/// sent. A used `ns` is carried along, because the client follows the link as it stands and would lose its
+/// upstream otherwise.
+pub fn next_page_link(next: &Target, ns: Option<&str>) -> String {
+    let mut target = next.path_and_query();
     if let Some(ns) = ns {
-        if !query.is_empty() {
-            query.push('&');
-        }
-        query.push_str("ns=");
-        query.push_str(&encode(ns));
+        target.push(if target.contains('?') { '&' } else { '?' });
+        target.push_str("ns=");
+        target.push_str(&encode(ns));
     }
-    let separator = if query.is_empty() { "" } else { "?" };
-    format!("<{}{separator}{query}>; rel=\"next\"", encode(path))
+    format!("<{target}>; rel=\"next\"")
 }
 
 /// The parameters that follow a target, and what follows their comma.
@@ -71,6 +67,7 @@ fn is_next(parameter: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Page, Repository};
     use super::*;
     use proptest::prelude::*;
 
@@ -95,13 +92,14 @@ mod tests {
         #[test]
         fn our_own_link_is_read_back(n: Option<u32>, last in prop::option::of("\\PC{1,12}"), ns in prop::option::of("[a-z.:0-9]{1,9}")) {
             let page = Page { n, last };
-            let link = next_page_link("/v2/a/tags/list", &page, ns.as_deref());
+            let repository: Repository = "a/b".parse().unwrap();
+            let next = Target::Tags { repository, page };
+            let link = next_page_link(&next, ns.as_deref());
             let target = next_link(&link).unwrap();
             let (path, query) = target.split_once('?').map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
             let request = super::super::ApiRequest::parse(path, query).unwrap();
             prop_assert_eq!(request.ns, ns);
-            let super::super::Target::Tags { page: read, .. } = request.target else { panic!("{target}") };
-            prop_assert_eq!(read, page);
+            prop_assert_eq!(request.target, next);
         }
 
         #[test]

@@ -42,11 +42,13 @@ mod name;
 mod percent;
 mod range;
 mod request;
+mod via;
 
 pub use challenge::{Challenge, Scheme};
 pub use descriptor::{Descriptor, Platform, PlatformError};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, HasherStateError, Mismatch, Verified};
 pub use error::{ErrorCode, ErrorDocument, ErrorEntry};
+pub use excerpt::excerpt;
 pub use image_reference::{ImageReference, ImageReferenceError};
 pub use link::{next_link, next_page_link};
 pub use manifest::{ImageIndex, ImageManifest, MAX_MANIFEST_SIZE, Manifest, ManifestError};
@@ -54,3 +56,4 @@ pub use media_type::{MANIFEST_ACCEPT, essence};
 pub use name::{NameError, Reference, ReferenceError, Repository, Tag};
 pub use range::{ByteRange, ContentRange, RangeError, RangeRequest, RangeSpec, Resolved};
 pub use request::{ApiRequest, Page, RequestError, Target};
+pub use via::{NodeId, Via};

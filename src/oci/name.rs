@@ -107,6 +107,15 @@ impl Tag {
     pub fn latest() -> Self {
         Self("latest".into())
     }
+
+    /// The tag that lists what refers to a manifest, where a registry has no API for it (distribution-spec
+    /// v1.1.1 "Referrers Tag Schema"): `sha256-<hex>`.
+    pub fn referrers_of(digest: &Digest) -> Self {
+        /// Of the hexadecimal part; a longer one is cut.
+        const LONGEST: usize = 64;
+        let hex = digest.hex();
+        Self(format!("{}-{}", digest.algorithm().as_str(), &hex[..hex.len().min(LONGEST)]).into())
+    }
 }
 
 impl FromStr for Tag {

@@ -67,6 +67,8 @@ pub enum Target {
         digest: Digest,
         /// Only artifacts of this type.
         artifact_type: Option<String>,
+        /// Which part of the list; `last` is the digest of an entry.
+        page: Page,
     },
     /// `/v2/_catalog`
     Catalog {
@@ -107,6 +109,16 @@ impl Target {
         self
     }
 
+    /// The same list from another page on; what is no list stays as it is.
+    #[must_use]
+    pub fn with_page(mut self, next: Page) -> Self {
+        match &mut self {
+            Self::Tags { page, .. } | Self::Referrers { page, .. } | Self::Catalog { page } => *page = next,
+            Self::Base | Self::Manifest { .. } | Self::Blob { .. } | Self::Upload { .. } => {}
+        }
+        self
+    }
+
     /// Path and query of the request for it, as it is sent to an upstream; parses back to the same target.
     pub fn path_and_query(&self) -> String {
         match self {
@@ -116,9 +128,11 @@ impl Target {
             Self::Tags { repository, page } => {
                 with_query(format!("/v2/{repository}/tags/list"), &page.to_query())
             }
-            Self::Referrers { repository, digest, artifact_type } => {
-                let query = artifact_type.as_ref().map(|wanted| format!("artifactType={}", encode(wanted)));
-                with_query(format!("/v2/{repository}/referrers/{digest}"), &query.unwrap_or_default())
+            Self::Referrers { repository, digest, artifact_type, page } => {
+                let filter = artifact_type.as_ref().map(|wanted| format!("artifactType={}", encode(wanted)));
+                let query = [filter, Some(page.to_query())].into_iter().flatten();
+                let query = query.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("&");
+                with_query(format!("/v2/{repository}/referrers/{digest}"), &query)
             }
             Self::Catalog { page } => with_query("/v2/_catalog".to_owned(), &page.to_query()),
             Self::Upload { repository } => format!("/v2/{repository}/blobs/uploads/"),
@@ -245,7 +259,8 @@ fn parse_target(rest: &str, parameters: Parameters) -> Result<Target, RequestErr
         [name @ .., "referrers", subject] => Ok(Target::Referrers {
             repository: repository(name)?,
             digest: digest(subject)?,
-            artifact_type: parameters.artifact_type,
+            artifact_type: parameters.artifact_type.clone(),
+            page: parameters.page()?,
         }),
         _ => Err(RequestError::NotFound),
     }
@@ -383,6 +398,7 @@ mod tests {
             (
                 format!("/v2/a/referrers/{DIGEST}?artifactType=application%2Fx+y"),
                 Target::Referrers {
+                    page: Page::default(),
                     repository: name("a"),
                     digest,
                     artifact_type: Some("application/x y".to_owned()),
@@ -487,8 +503,13 @@ mod tests {
                 .prop_map(|(repository, reference)| Target::Manifest { repository, reference }),
             (repositories(), digests()).prop_map(|(repository, digest)| Target::Blob { repository, digest }),
             (repositories(), pages()).prop_map(|(repository, page)| Target::Tags { repository, page }),
-            (repositories(), digests(), prop::option::of("\\PC{1,10}")).prop_map(
-                |(repository, digest, artifact_type)| Target::Referrers { repository, digest, artifact_type }
+            (repositories(), digests(), prop::option::of("\\PC{1,10}"), pages()).prop_map(
+                |(repository, digest, artifact_type, page)| Target::Referrers {
+                    repository,
+                    digest,
+                    artifact_type,
+                    page
+                }
             ),
             pages().prop_map(|page| Target::Catalog { page }),
             repositories().prop_map(|repository| Target::Upload { repository }),

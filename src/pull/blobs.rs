@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use super::flight::{TAIL, WHOLE};
 use super::reader::{Reader, Source};
 use super::{Error, Freshness, Puller, Served, fill};
-use crate::oci::{ByteRange, Digest};
+use crate::oci::{ByteRange, Digest, RangeRequest, Resolved};
 use crate::routing::Route;
 use crate::store::Content;
+use crate::upstream::Purpose;
 
 /// What is known of a blob without its bytes.
 #[derive(Debug, Clone, Copy)]
@@ -47,18 +51,19 @@ impl BlobAnswer {
 
     /// Everything, from the first byte.
     pub fn whole(self) -> Reader {
-        Reader::new(self.source, 0, self.size, self.puller)
+        Reader::whole(self.source, self.size, self.puller)
     }
 
-    /// A part. It is read once its digest is known where the configuration says so.
+    /// Some parts, one after the other; at least one. They are read once the digest is known where the
+    /// configuration says so, and where the blob is so small that it is fetched as a whole.
     ///
     /// # Errors
     /// Why the blob could not be completed, where that had to be waited for.
-    pub async fn range(mut self, range: ByteRange) -> Result<Reader, Error> {
-        if !self.puller.fill_config().unverified_ranges {
+    pub async fn ranges(mut self, ranges: Vec<ByteRange>) -> Result<Reader, Error> {
+        if self.size.is_none_or(|size| self.puller.is_verified_first(size)) {
             self.sealed().await?;
         }
-        Ok(Reader::new(self.source, range.start, Some(range.end), self.puller))
+        Ok(Reader::of(self.source, ranges, self.puller))
     }
 
     async fn sealed(&mut self) -> Result<(), Error> {
@@ -74,14 +79,19 @@ impl BlobAnswer {
 }
 
 impl Puller {
-    /// The blob of a digest.
+    /// The blob of a digest. Where only a range of it is asked for, only that is fetched.
     ///
     /// # Errors
     /// Why it cannot be had. Once this has succeeded, a failure breaks the reader.
-    pub async fn blob(&self, route: &Route, digest: &Digest) -> Result<BlobAnswer, Error> {
+    pub async fn blob(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        range: Option<&RangeRequest>,
+    ) -> Result<BlobAnswer, Error> {
         let answer = match self.stored_blob(route, digest).await? {
             Some(answer) => answer,
-            None => self.flying_blob(route, digest).await?,
+            None => self.flying_blob(route, digest, range).await?,
         };
         self.metrics().count_answer("blob", answer.freshness.served);
         Ok(answer)
@@ -93,7 +103,7 @@ impl Puller {
         }
         let visible = self.is_visible(route, digest).await;
         if !visible {
-            self.prove_blob(route, digest).await?;
+            self.prove_blob(route, digest, Purpose::Pull).await?;
         }
         let served = if visible { Served::Hit } else { Served::Revalidated };
         Ok(self.store().get(digest).await.map(|content| self.answer_of(content, served)))
@@ -113,18 +123,38 @@ impl Puller {
     }
 
     /// Joins the flight of the digest or starts it.
-    async fn flying_blob(&self, route: &Route, digest: &Digest) -> Result<BlobAnswer, Error> {
+    async fn flying_blob(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        range: Option<&RangeRequest>,
+    ) -> Result<BlobAnswer, Error> {
         let scope = Self::scope_key(route);
         let negative = Self::blob_key(route, digest);
         self.check_negative(&negative)?;
         loop {
-            let foreign =
-                self.0.flights.scope_of(&route.upstream.name, digest).is_some_and(|flying| flying != scope);
+            let flying = self.0.flights.look(&route.upstream.name, digest);
+            let foreign = flying.as_ref().is_some_and(|(flying, _)| *flying != scope);
             if foreign && !self.is_visible(route, digest).await {
                 // The flight proves another repository's right; ours is asked for beside it.
-                self.prove_blob(route, digest).await?;
+                self.prove_blob(route, digest, Purpose::Pull).await?;
             }
-            let (mut follower, started) = self.0.flights.join_or_start(&route.upstream.name, *digest, &scope);
+            // What a range means is known once the size is.
+            let size = match (range, flying) {
+                (None, _) => None,
+                (Some(_), Some((_, Some(size)))) => Some(size),
+                (Some(_), _) => self.size_upstream(route, digest).await?,
+            };
+            let wanted = match (range, size) {
+                (Some(range), Some(size)) if range.resolve(size) == Resolved::Unsatisfiable => {
+                    let nothing = Content::Memory(Bytes::new());
+                    return Ok(BlobAnswer { size: Some(size), ..self.answer_of(nothing, Served::Miss) });
+                }
+                (Some(range), Some(size)) => self.wanted(range, size),
+                _ => vec![WHOLE],
+            };
+            let (mut follower, started) =
+                self.0.flights.join_or_start(&route.upstream.name, *digest, &scope, wanted);
             let own = follower.scope() == scope;
             if !own && !foreign {
                 // Somebody else's flight took off between the look and the leap.
@@ -133,12 +163,16 @@ impl Puller {
             let joined = started.is_none();
             if let Some(flight) = started {
                 let (puller, route, digest) = (self.clone(), route.clone(), *digest);
-                self.0.tasks.spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest));
+                self.0.tasks.spawn("fill", fill::run(puller, Arc::clone(&flight), route, digest, size));
             }
             let wait = self.fill_config().wait_timeout;
             let answered = tokio::time::timeout(wait, follower.answered()).await;
             match answered.unwrap_or(Err(Error::Deadline(wait))) {
                 Ok(size) => {
+                    if range.is_some() && size.is_none() {
+                        // The transfer under way does not say where it ends; only its end does.
+                        follower.want(vec![WHOLE]);
+                    }
                     let served = if joined { Served::Collapsed } else { Served::Miss };
                     let source = Source::Flight(follower);
                     return Ok(BlobAnswer {
@@ -162,6 +196,43 @@ impl Puller {
         }
     }
 
+    /// The size of a blob, which its upstream is asked for. Nothing where a HEAD does not tell; then the whole
+    /// blob does.
+    async fn size_upstream(&self, route: &Route, digest: &Digest) -> Result<Option<u64>, Error> {
+        match self.prove_blob(route, digest, Purpose::Pull).await {
+            // Proxies that answer a HEAD themselves say nothing of the length, or zero.
+            Ok(Some(0)) if *digest != Digest::of(digest.algorithm(), b"") => Ok(None),
+            Ok(size) => Ok(size),
+            Err(error @ Error::Unknown(_)) => Err(error),
+            // Storage behind a redirect may refuse a HEAD to a URL that was signed for GET.
+            Err(error) => {
+                tracing::debug!(%digest, %error, "its size is not known yet; it is fetched as a whole");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What has to be fetched so that a range can be answered: of what touches the last byte the end is
+    /// withheld until the digest is known, which takes the whole blob.
+    fn wanted(&self, range: &RangeRequest, size: u64) -> Vec<ByteRange> {
+        let mut ranges = match range.resolve(size) {
+            Resolved::Unsatisfiable => Vec::new(),
+            _ if self.is_verified_first(size) => vec![WHOLE],
+            Resolved::Single(range) => vec![range],
+            Resolved::Several(ranges) => ranges,
+        };
+        if ranges.iter().any(|range| range.end == size) {
+            ranges.push(WHOLE);
+        }
+        ranges
+    }
+
+    /// Whether also the inner ranges of a blob of this size are withheld until its digest is known: where the
+    /// configuration says so, and where it costs next to nothing.
+    fn is_verified_first(&self, size: u64) -> bool {
+        size <= TAIL || !self.fill_config().unverified_ranges
+    }
+
     /// What is known of a blob; nothing of it is fetched.
     ///
     /// # Errors
@@ -171,10 +242,10 @@ impl Puller {
         let head = match self.store().size_of(digest) {
             Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),
             Some(size) => {
-                self.prove_blob(route, digest).await?;
+                self.prove_blob(route, digest, Purpose::Pull).await?;
                 answer(Some(size), Served::Revalidated)
             }
-            None => answer(self.prove_blob(route, digest).await?, Served::Miss),
+            None => answer(self.prove_blob(route, digest, Purpose::Pull).await?, Served::Miss),
         };
         self.metrics().count_answer("blob", head.freshness.served);
         Ok(head)

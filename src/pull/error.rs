@@ -58,6 +58,11 @@ impl Error {
         }
     }
 
+    /// Whether the upstream's quota was the reason, by its word or by ours.
+    pub(super) fn is_rate_limit(&self) -> bool {
+        matches!(self, Self::Upstream(error) if matches!(**error, upstream::Error::RateLimited { .. }))
+    }
+
     /// Whether what a fill has brought so far is worth nothing to the next one: the upstream has
     /// contradicted it, or the disk does not hold it.
     pub(super) fn spoils_partial(&self) -> bool {

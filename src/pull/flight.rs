@@ -4,25 +4,29 @@
 //! two tasks ever work on the same files. What one upstream has sent is not verified before its
 //! end, so the clients of another one do not follow it; they share the sealed blob.
 //! Followers read the growing file instead of a channel, so a slow client never holds bytes in
-//! memory and any offset can join. The tail is withheld until the digest is right: whoever has the
-//! last byte has a verified blob.
+//! memory and any offset can join. Each says which bytes it wants, and the fill fetches those and no
+//! others. The tail is withheld until the digest is right: whoever has the last byte has a verified
+//! blob.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::Error;
-use crate::oci::Digest;
+use crate::oci::{ByteRange, Digest};
 use crate::routing::UpstreamName;
-use crate::store::{Blob, PartialFile, RangeSet};
+use crate::store::{Arrived, Blob, PartialFile, RangeSet};
 
 /// How much of the end is withheld until the digest is right. One byte would do; with this much,
 /// a small blob is verified before a client sees any of it.
-const TAIL: u64 = 64 << 10;
+pub(super) const TAIL: u64 = 64 << 10;
+
+/// The whole blob, however large it is.
+pub(super) const WHOLE: ByteRange = ByteRange::new(0, u64::MAX);
 
 /// How far a flight has come.
 #[derive(Debug, Clone)]
@@ -75,14 +79,59 @@ impl Progress {
                     return Step::End;
                 }
                 let arrived = self.arrived.contiguous_end(position);
-                // Without a known size the end could be anywhere: it is wherever we are now.
-                let served = arrived.min(self.size.unwrap_or(arrived).saturating_sub(TAIL));
-                match end.map_or(served, |end| end.min(served)) {
-                    served if position < served => Step::ReadPartial(file.clone(), served - position),
-                    _ => Step::Wait,
+                let served = match (end, self.size) {
+                    (Some(end), Some(size)) if end < size => end.min(arrived),
+                    // Without a known size the end could be anywhere: it is wherever we are now.
+                    (_, size) => arrived.min(size.unwrap_or(arrived).saturating_sub(TAIL)),
+                };
+                if position < served {
+                    Step::ReadPartial(file.clone(), served - position)
+                } else {
+                    Step::Wait
                 }
             }
         }
+    }
+}
+
+/// What followers want, and how many want it.
+#[derive(Debug, Default)]
+struct Wants {
+    counts: BTreeMap<ByteRange, usize>,
+    /// The keys, which the fill looks at for every block.
+    ranges: Arc<[ByteRange]>,
+}
+
+impl Wants {
+    /// Whether something is wanted that was not before.
+    fn add(&mut self, ranges: &[ByteRange]) -> bool {
+        let before = self.counts.len();
+        for range in ranges {
+            *self.counts.entry(*range).or_default() += 1;
+        }
+        self.have_changed(before)
+    }
+
+    /// Whether something is wanted no more.
+    fn remove(&mut self, ranges: &[ByteRange]) -> bool {
+        let before = self.counts.len();
+        for range in ranges {
+            if let Some(count) = self.counts.get_mut(range) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(range);
+                }
+            }
+        }
+        self.have_changed(before)
+    }
+
+    fn have_changed(&mut self, before: usize) -> bool {
+        let changed = self.counts.len() != before;
+        if changed {
+            self.ranges = self.counts.keys().copied().collect();
+        }
+        changed
     }
 }
 
@@ -99,11 +148,53 @@ pub(super) struct Flight {
     progress: watch::Sender<Progress>,
     followers: AtomicUsize,
     left: Notify,
+    // A mutex: two operations per follower.
+    wants: Mutex<Wants>,
+    /// Something has happened that the fill should look at: another want, or bytes that a piece has brought.
+    stirred: Notify,
 }
 
 impl Flight {
     pub(super) fn publish(&self, change: impl FnOnce(&mut Progress)) {
         self.progress.send_modify(change);
+    }
+
+    /// Tells the followers what has arrived by now.
+    pub(super) fn publish_arrived(&self, arrived: &Arrived) {
+        // Copied under the lock of the progress, or an older state could overtake a newer one.
+        self.publish(|progress| arrived.copy_to(&mut progress.arrived));
+    }
+
+    /// What followers want, in the order of the offsets.
+    pub(super) fn wants(&self) -> Arc<[ByteRange]> {
+        Arc::clone(&self.lock_wants().ranges)
+    }
+
+    /// Wants these ranges, until as many are wanted no more.
+    pub(super) fn want(&self, ranges: &[ByteRange]) {
+        if self.lock_wants().add(ranges) {
+            self.stir();
+        }
+    }
+
+    fn want_no_more(&self, ranges: &[ByteRange]) {
+        if self.lock_wants().remove(ranges) {
+            self.stir();
+        }
+    }
+
+    fn lock_wants(&self) -> MutexGuard<'_, Wants> {
+        self.wants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the fill look at what has changed.
+    pub(super) fn stir(&self) {
+        self.stirred.notify_one();
+    }
+
+    /// Resolves when the fill was stirred since it last looked. Cancel safe.
+    pub(super) async fn stirred(&self) {
+        self.stirred.notified().await;
     }
 
     /// Resolves when nobody follows any more, and still nobody does after `grace`.
@@ -143,11 +234,12 @@ impl Flights {
         upstream: &UpstreamName,
         digest: Digest,
         scope: &str,
+        wanted: Vec<ByteRange>,
     ) -> (Follower, Option<Arc<Flight>>) {
         let key = (upstream.clone(), digest);
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = map.get(&key) {
-            return (Follower::of(flight), None);
+            return (Follower::of(flight, wanted), None);
         }
         let flight = Arc::new(Flight {
             key: key.clone(),
@@ -159,15 +251,19 @@ impl Flights {
             }),
             followers: AtomicUsize::new(0),
             left: Notify::new(),
+            wants: Mutex::default(),
+            stirred: Notify::new(),
         });
         map.insert(key, Arc::clone(&flight));
-        (Follower::of(&flight), Some(flight))
+        (Follower::of(&flight, wanted), Some(flight))
     }
 
-    /// The scope on whose behalf a flight of `digest` from `upstream` runs, if there is one.
-    pub(super) fn scope_of(&self, upstream: &UpstreamName, digest: &Digest) -> Option<String> {
+    /// The scope on whose behalf a flight of `digest` from `upstream` runs, if there is one, and the size of
+    /// the blob where the upstream has said it.
+    pub(super) fn look(&self, upstream: &UpstreamName, digest: &Digest) -> Option<(String, Option<u64>)> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.get(&(upstream.clone(), *digest)).map(|flight| flight.scope.clone())
+        let flight = map.get(&(upstream.clone(), *digest))?;
+        Some((flight.scope.clone(), flight.progress.borrow().size))
     }
 
     /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
@@ -192,12 +288,21 @@ impl Flights {
 pub(super) struct Follower {
     flight: Arc<Flight>,
     progress: watch::Receiver<Progress>,
+    wanted: Vec<ByteRange>,
 }
 
 impl Follower {
-    fn of(flight: &Arc<Flight>) -> Self {
+    fn of(flight: &Arc<Flight>, wanted: Vec<ByteRange>) -> Self {
         flight.followers.fetch_add(1, Ordering::AcqRel);
-        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight) }
+        flight.want(&wanted);
+        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight), wanted }
+    }
+
+    /// Wants other bytes than before.
+    pub(super) fn want(&mut self, wanted: Vec<ByteRange>) {
+        self.flight.want(&wanted);
+        self.flight.want_no_more(&self.wanted);
+        self.wanted = wanted;
     }
 
     /// On whose behalf the flight asks its upstream.
@@ -249,8 +354,13 @@ impl Follower {
     /// The next bytes from `position`, or `None` at `end`. Cancel safe.
     ///
     /// # Errors
-    /// Why the flight failed, or that the file cannot be read.
-    pub(super) async fn next(&mut self, position: u64, end: Option<u64>) -> Result<Option<Bytes>, Error> {
+    /// Why the flight failed, that the file cannot be read, or that nothing has happened for as long as `wait`.
+    pub(super) async fn next(
+        &mut self,
+        position: u64,
+        end: Option<u64>,
+        wait: Duration,
+    ) -> Result<Option<Bytes>, Error> {
         loop {
             let step = self.progress.borrow_and_update().step(position, end);
             match step {
@@ -258,7 +368,10 @@ impl Follower {
                 Step::ReadSealed(blob, len) => return Ok(Some(blob.read(position, len).await?)),
                 Step::End => return Ok(None),
                 Step::Fail(error) => return Err(error),
-                Step::Wait => self.progress.changed().await.map_err(|_| Error::Internal)?,
+                Step::Wait => {
+                    let changed = tokio::time::timeout(wait, self.progress.changed()).await;
+                    changed.map_err(|_| Error::Deadline(wait))?.map_err(|_| Error::Internal)?;
+                }
             }
         }
     }
@@ -266,6 +379,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
+        self.flight.want_no_more(&self.wanted);
         if self.flight.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.flight.left.notify_one();
         }
@@ -320,6 +434,7 @@ mod tests {
         assert_eq!(step(Some(size), size, size - TAIL, None), None);
         assert_eq!(step(Some(size), size, size - 1, Some(size)), None, "a range of the last byte waits");
         assert_eq!(step(Some(size), size, 0, Some(TAIL)), Some(TAIL), "an inner range does not");
+        assert_eq!(step(Some(size), size, size - 9, Some(size - 1)), Some(8), "however near the end");
         assert_eq!(step(None, size, 0, None), Some(size - TAIL), "an unknown end is wherever we are");
         assert_eq!(step(Some(TAIL), TAIL - 1, 0, None), None, "a small blob is verified first");
         assert_eq!(step(Some(size), TAIL, 5 * TAIL, Some(6 * TAIL)), None, "a range far ahead waits");
@@ -328,22 +443,22 @@ mod tests {
     #[tokio::test]
     async fn a_flight_without_followers_ends_only_if_nobody_joined_meanwhile() {
         let flights = Flights::default();
-        let (first, flight) = flights.join_or_start(&upstream(), digest(), "a");
+        let (first, flight) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
         let flight = flight.unwrap();
         drop(first);
         flight.deserted(Duration::ZERO).await;
-        let (second, started) = flights.join_or_start(&upstream(), digest(), "b");
+        let (second, started) = flights.join_or_start(&upstream(), digest(), "b", vec![WHOLE]);
         assert!(started.is_none(), "the flight belongs to no client");
         assert!(!flights.park_if_abandoned(&flight));
         drop(second);
         assert!(flights.park_if_abandoned(&flight));
-        let (mut late, started) = flights.join_or_start(&upstream(), digest(), "c");
+        let (mut late, started) = flights.join_or_start(&upstream(), digest(), "c", vec![WHOLE]);
         assert!(started.is_none(), "no two tasks work on the same files");
         flights.end(&flight);
         flight.publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
         assert!(matches!(late.answered().await, Err(Error::Abandoned)));
         assert!(
-            flights.join_or_start(&upstream(), digest(), "c").1.is_some(),
+            flights.join_or_start(&upstream(), digest(), "c", vec![WHOLE]).1.is_some(),
             "the next request starts anew"
         );
     }
@@ -351,9 +466,9 @@ mod tests {
     #[tokio::test]
     async fn followers_learn_of_a_failure() {
         let flights = Flights::default();
-        let (mut follower, flight) = flights.join_or_start(&upstream(), digest(), "a");
+        let (mut follower, flight) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
         flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
-        assert!(matches!(follower.next(0, None).await, Err(Error::Abandoned)));
+        assert!(matches!(follower.next(0, None, Duration::from_secs(1)).await, Err(Error::Abandoned)));
         assert!(matches!(follower.answered().await, Err(Error::Abandoned)));
     }
 }

@@ -9,7 +9,7 @@ use super::{Error, Freshness, Puller, Served, key};
 use crate::oci::{Algorithm, Digest, ErrorCode, MAX_MANIFEST_SIZE, Manifest, Reference};
 use crate::routing::Route;
 use crate::store::TagRecord;
-use crate::upstream::ManifestHead;
+use crate::upstream::{ManifestHead, Purpose};
 
 /// Whether the body is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Puller {
         // One look: what arrives after it is not proven for this repository.
         let here = self.store().contains(digest);
         if !visible && here {
-            self.manifest_head(route, digest).await?;
+            self.manifest_head(route, digest, Purpose::Pull).await?;
         }
         if (visible || here)
             && let Some(manifest) = self.stored_manifest(digest).await?
@@ -93,7 +93,7 @@ impl Puller {
             return Ok(manifest.answer(Freshness::of(served)));
         }
         if want == Want::Head {
-            let head = self.manifest_head(route, digest).await?;
+            let head = self.manifest_head(route, digest, Purpose::Pull).await?;
             if let (Some(size), Some(media_type)) = (head.size, head.media_type) {
                 let freshness = Freshness::of(Served::Miss);
                 return Ok(ManifestAnswer { digest: *digest, size, media_type, body: None, freshness });
@@ -127,21 +127,32 @@ impl Puller {
 
     /// Asks the upstream with one HEAD whether this repository has this manifest, once for all who
     /// wonder; its answer is the proof.
-    pub(super) async fn manifest_head(&self, route: &Route, digest: &Digest) -> Result<ManifestHead, Error> {
+    pub(super) async fn manifest_head(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        purpose: Purpose,
+    ) -> Result<ManifestHead, Error> {
         let key = key(route, digest);
         self.check_negative(&key)?;
-        let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
-        let (head, _) = self.0.manifest_heads.run(key, move || async move {
-            let reference = Reference::Digest(digest);
-            let head = puller.client().head_manifest(&route.upstream, &route.repository, &reference).await;
-            let head = head.map_err(Error::from);
-            puller.note_negative(&negative, &head);
-            if head.is_ok() {
-                puller.set_visible(&route, &digest);
+        loop {
+            let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
+            let (head, joined) = self.0.manifest_heads.run(key.clone(), move || async move {
+                let reference = Reference::Digest(digest);
+                let head = puller.client().head_manifest(&route, &reference, purpose).await;
+                let head = head.map_err(Error::from);
+                puller.note_negative(&negative, &head);
+                if head.is_ok() {
+                    puller.set_visible(&route, &digest);
+                }
+                head
+            });
+            match head.await.unwrap_or(Err(Error::Internal)) {
+                // What was joined may have been in the background, which goes without first.
+                Err(error) if joined && purpose == Purpose::Pull && error.is_rate_limit() => {}
+                head => return head,
             }
-            head
-        });
-        head.await.unwrap_or(Err(Error::Internal))
+        }
     }
 
     /// Fetches, checks and keeps a manifest, once for all who want it.
@@ -190,7 +201,7 @@ impl Puller {
         reference: &Reference,
     ) -> Result<Arc<StoredManifest>, Error> {
         let checked_at = self.0.clock.now();
-        let fetched = self.client().manifest(&route.upstream, &route.repository, reference).await?;
+        let fetched = self.client().manifest(route, reference, Purpose::Pull).await?;
         let digest = reference
             .digest()
             .or(fetched.digest)

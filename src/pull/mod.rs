@@ -13,10 +13,14 @@ mod config;
 mod error;
 mod fill;
 mod flight;
+mod lists;
 mod manifests;
 mod metrics;
+mod piece;
 mod reader;
+mod referrers;
 mod rights;
+mod schedule;
 mod tags;
 
 use std::collections::HashMap;
@@ -29,18 +33,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use blobs::{BlobAnswer, BlobHead};
 pub use config::{FillConfig, OnAbandon, TagConfig, TagPattern, TagPolicy, Ttl};
 pub use error::Error;
+pub use lists::ListAnswer;
 pub use manifests::{ManifestAnswer, Want};
 pub use metrics::Metrics;
 pub use reader::Reader;
-pub use tags::TagListAnswer;
+pub use referrers::ReferrersAnswer;
 
-use crate::oci::{Digest, ErrorCode, Manifest};
+use crate::oci::{Digest, ErrorCode};
 use crate::routing::{Route, UpstreamName};
 use crate::runtime::{Clock, Coalesce, Tasks};
-use crate::store::{Store, TagListRecord, TagRecord};
-use crate::upstream::{Client, FetchedReferrers, ManifestHead};
+use crate::store::{ListRecord, Store, TagRecord};
+use crate::upstream::{Client, ManifestHead};
 use flight::Flights;
 use manifests::StoredManifest;
+use referrers::FetchedReferrers;
 
 /// "There is no such thing" is remembered for this many things at most.
 const NEGATIVES: u64 = 10_000;
@@ -101,7 +107,8 @@ struct Inner {
     manifest_heads: Coalesce<String, Result<ManifestHead, Error>>,
     tag_checks: Coalesce<String, Result<TagRecord, Error>>,
     proofs: Coalesce<String, Result<Option<u64>, Error>>,
-    list_fetches: Coalesce<String, Result<Arc<TagListRecord>, Error>>,
+    list_fetches: Coalesce<String, Result<Arc<ListRecord>, Error>>,
+    referrers_fetches: Coalesce<String, Result<FetchedReferrers, Error>>,
     // moka: bounded, and entries expire by themselves.
     negatives: Cache<String, ErrorCode>,
     media_types: Cache<Digest, &'static str>,
@@ -130,32 +137,14 @@ impl Puller {
             manifest_heads: Coalesce::new("manifest-head", tasks),
             tag_checks: Coalesce::new("tag", tasks),
             proofs: Coalesce::new("proof", tasks),
-            list_fetches: Coalesce::new("tag-list", tasks),
+            list_fetches: Coalesce::new("list", tasks),
+            referrers_fetches: Coalesce::new("referrers", tasks),
             negatives: Cache::builder().max_capacity(NEGATIVES).time_to_live(tag_config.negative_ttl).build(),
             media_types: Cache::new(MEDIA_TYPES),
             tag_config,
             fill_config,
             metrics,
         }))
-    }
-
-    /// What refers to a digest, as the upstream says it. Nothing of it is cached.
-    ///
-    /// # Errors
-    /// The upstream's; [`Error::Unknown`] where it has no referrers API, so that the client falls
-    /// back to the referrers tag (distribution-spec 1.1, "Unavailable Referrers API").
-    pub async fn referrers(
-        &self,
-        route: &Route,
-        digest: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<FetchedReferrers, Error> {
-        let found =
-            self.client().referrers(&route.upstream, &route.repository, digest, artifact_type).await?;
-        match Manifest::parse(&found.body, found.content_type.as_deref())? {
-            Manifest::Index(_) => Ok(found),
-            Manifest::Image(_) => Err(Error::Unknown(ErrorCode::ManifestUnknown)),
-        }
     }
 
     fn store(&self) -> &Store {
@@ -194,12 +183,18 @@ impl Puller {
 
     /// A turn for one fill from this upstream; waits while too many run.
     async fn fill_turn(&self, upstream: &UpstreamName) -> Result<OwnedSemaphorePermit, Error> {
-        let turns = {
-            let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Arc::new(Semaphore::new(self.0.fill_config.max_concurrent));
-            Arc::clone(turns.entry(upstream.clone()).or_insert_with(new))
-        };
-        turns.acquire_owned().await.map_err(|_| Error::Internal)
+        self.turns(upstream).acquire_owned().await.map_err(|_| Error::Internal)
+    }
+
+    /// A turn, if there is one at once.
+    fn try_fill_turn(&self, upstream: &UpstreamName) -> Option<OwnedSemaphorePermit> {
+        self.turns(upstream).try_acquire_owned().ok()
+    }
+
+    fn turns(&self, upstream: &UpstreamName) -> Arc<Semaphore> {
+        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Semaphore::new(self.0.fill_config.max_concurrent));
+        Arc::clone(turns.entry(upstream.clone()).or_insert_with(new))
     }
 
     /// Fails with what the upstream said moments ago, if it said that there is no such thing.

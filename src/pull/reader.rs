@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::flight::Follower;
 use super::{Error, Puller};
+use crate::oci::ByteRange;
 use crate::store::{Blob, Content};
 
 /// Where the bytes of a blob come from.
@@ -25,19 +26,36 @@ impl From<Content> for Source {
     }
 }
 
-/// Reads a blob, or a range of it, from its first byte to its end.
+/// Reads a blob, or ranges of it one after the other, each from its first byte to its end.
 #[derive(Debug)]
 pub struct Reader {
     source: Source,
     position: u64,
     /// `None`: to the end of the blob, wherever that is.
     end: Option<u64>,
+    /// The ranges after this one, the next one last.
+    rest: Vec<ByteRange>,
     puller: Puller,
 }
 
 impl Reader {
-    pub(super) fn new(source: Source, start: u64, end: Option<u64>, puller: Puller) -> Self {
-        Self { source, position: start, end, puller }
+    /// Reads everything.
+    pub(super) fn whole(source: Source, size: Option<u64>, puller: Puller) -> Self {
+        Self { source, position: 0, end: size, rest: Vec::new(), puller }
+    }
+
+    /// Reads `ranges`, beginning with the first.
+    pub(super) fn of(source: Source, mut ranges: Vec<ByteRange>, puller: Puller) -> Self {
+        ranges.reverse();
+        let first = ranges.pop().unwrap_or(ByteRange::new(0, 0));
+        Self { source, position: first.start, end: Some(first.end), rest: ranges, puller }
+    }
+
+    /// Goes on to the next range, if there is one.
+    pub fn next_range(&mut self) -> Option<ByteRange> {
+        let range = self.rest.pop()?;
+        (self.position, self.end) = (range.start, Some(range.end));
+        Some(range)
     }
 
     /// Waits until the first byte can be given, so that a failure before it is still an answer of
@@ -56,7 +74,7 @@ impl Reader {
         }
     }
 
-    /// The next bytes, at most 256 KiB unless they are in memory as a whole; `None` at the end.
+    /// The next bytes of this range, at most 256 KiB unless they are in memory as a whole; `None` at its end.
     /// Cancel safe.
     ///
     /// # Errors
@@ -86,7 +104,10 @@ impl Reader {
                     None
                 }
             }
-            Source::Flight(follower) => follower.next(self.position, self.end).await?,
+            Source::Flight(follower) => {
+                let wait = self.puller.fill_config().wait_timeout;
+                follower.next(self.position, self.end, wait).await?
+            }
         };
         self.position += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
         Ok(bytes)

@@ -11,6 +11,7 @@ use super::{Error, Puller, key};
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::routing::{Access, Route};
 use crate::store::Scope;
+use crate::upstream::Purpose;
 
 /// Proofs that run at once for the layers of one manifest: enough to hide the latency, few enough
 /// not to look like an attack.
@@ -44,26 +45,37 @@ impl Puller {
 
     /// Asks the upstream whether this repository has this blob, once for all who wonder. Returns
     /// its size where the upstream says it.
-    pub(super) async fn prove_blob(&self, route: &Route, digest: &Digest) -> Result<Option<u64>, Error> {
+    pub(super) async fn prove_blob(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        purpose: Purpose,
+    ) -> Result<Option<u64>, Error> {
         let key = Self::blob_key(route, digest);
         self.check_negative(&key)?;
-        let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
-        let (proof, _) = self.0.proofs.run(key, move || async move {
-            if puller.is_visible(&route, &digest).await
-                && let Some(size) = puller.store().size_of(&digest)
-            {
-                // Proven since the caller looked.
-                return Ok(Some(size));
+        loop {
+            let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
+            let (proof, joined) = self.0.proofs.run(key.clone(), move || async move {
+                if puller.is_visible(&route, &digest).await
+                    && let Some(size) = puller.store().size_of(&digest)
+                {
+                    // Proven since the caller looked.
+                    return Ok(Some(size));
+                }
+                let head = puller.client().head_blob(&route, &digest, purpose).await;
+                let size = head.map(|head| head.size).map_err(Error::from);
+                puller.note_negative(&negative, &size);
+                if size.is_ok() {
+                    puller.set_visible(&route, &digest);
+                }
+                size
+            });
+            match proof.await.unwrap_or(Err(Error::Internal)) {
+                // What was joined may have been in the background, which goes without first.
+                Err(error) if joined && purpose == Purpose::Pull && error.is_rate_limit() => {}
+                size => return size,
             }
-            let head = puller.client().head_blob(&route.upstream, &route.repository, &digest).await;
-            let size = head.map(|head| head.size).map_err(Error::from);
-            puller.note_negative(&negative, &size);
-            if size.is_ok() {
-                puller.set_visible(&route, &digest);
-            }
-            size
-        });
-        proof.await.unwrap_or(Err(Error::Internal))
+        }
     }
 
     /// Proves behind the client's back what a manifest names and the store already has, so that a
@@ -83,10 +95,11 @@ impl Puller {
                     if puller.is_visible(route, &child.digest).await {
                         return;
                     }
+                    let purpose = Purpose::Background;
                     let proof = if child.is_manifest() {
-                        puller.manifest_head(route, &child.digest).await.map(|_| ())
+                        puller.manifest_head(route, &child.digest, purpose).await.map(|_| ())
                     } else {
-                        puller.prove_blob(route, &child.digest).await.map(|_| ())
+                        puller.prove_blob(route, &child.digest, purpose).await.map(|_| ())
                     };
                     if let Err(error) = proof {
                         tracing::debug!(digest = %child.digest, %error, "not proven; the pull will ask");

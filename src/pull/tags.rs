@@ -5,25 +5,15 @@ use std::time::Duration;
 
 use super::config::{TagPolicy, Ttl};
 use super::manifests::{ManifestAnswer, Want};
-use super::{Error, Freshness, Puller, Served, key};
-use crate::oci::{Page, Reference, Tag};
+use super::{Error, Puller, Served, key};
+use crate::oci::{Reference, Tag};
 use crate::routing::Route;
-use crate::store::{TagListRecord, TagRecord};
-
-/// One page of a tag list.
-#[derive(Debug, Clone)]
-pub struct TagListAnswer {
-    /// The tags.
-    pub tags: Vec<String>,
-    /// Where the next page begins.
-    pub next: Option<Page>,
-    /// How fresh it is.
-    pub freshness: Freshness,
-}
+use crate::store::TagRecord;
+use crate::upstream::Purpose;
 
 /// What a tag's age means under its policy.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     /// Answer; this many seconds of the TTL are left, for a tag that ever expires.
     Fresh(Option<i64>),
     /// Answer, and ask the upstream behind the client's back.
@@ -36,7 +26,7 @@ enum Verdict {
 
 /// `age` is `None` when the clock was set back: then nothing is known of the age, and the upstream
 /// is asked.
-fn judge(policy: &TagPolicy, age: Option<Duration>) -> Verdict {
+pub(super) fn judge(policy: &TagPolicy, age: Option<Duration>) -> Verdict {
     let Ttl::For(ttl) = policy.ttl else {
         return Verdict::Fresh(None);
     };
@@ -170,12 +160,28 @@ impl Puller {
         matches!(verdict, Verdict::Fresh(_)).then_some(record)
     }
 
+    /// Whether there is something stale to give if the upstream is not asked.
+    async fn purpose_of_check(&self, route: &Route, tag: &Tag) -> Purpose {
+        let upstream = route.upstream.name.as_str();
+        let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
+            return Purpose::Pull;
+        };
+        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
+        match judge(&policy, self.0.clock.now().since(record.checked_at)) {
+            Verdict::Fresh(_) | Verdict::WhileRevalidating(_) | Verdict::OrOnError(_) => {
+                Purpose::Revalidation
+            }
+            Verdict::Expired => Purpose::Pull,
+        }
+    }
+
     async fn check_tag_now(&self, route: &Route, tag: &Tag) -> Result<TagRecord, Error> {
         let metadata = self.store().metadata();
         let upstream = route.upstream.name.as_str();
         let reference = Reference::Tag(tag.clone());
         let checked_at = self.0.clock.now();
-        let head = match self.client().head_manifest(&route.upstream, &route.repository, &reference).await {
+        let purpose = self.purpose_of_check(route, tag).await;
+        let head = match self.client().head_manifest(route, &reference, purpose).await {
             Ok(head) => head,
             Err(error) => {
                 let error = Error::from(error);
@@ -194,52 +200,6 @@ impl Puller {
         let record = TagRecord { digest, size: head.size, media_type: head.media_type, checked_at };
         metadata.set_tag(upstream, &route.repository, tag, record.clone(), self.0.clock.now());
         self.set_visible(route, &digest);
-        Ok(record)
-    }
-
-    /// One page of the tags of a repository: the upstream's, or the last one it gave while it
-    /// cannot be asked.
-    ///
-    /// # Errors
-    /// The upstream's, where nothing was kept.
-    pub async fn tags(&self, route: &Route, page: &Page) -> Result<TagListAnswer, Error> {
-        let query = page.to_query();
-        let upstream = route.upstream.name.as_str();
-        let kept = self.store().metadata().tag_list(upstream, &route.repository, &query).await;
-        let key = key(route, format_args!("tags?{query}"));
-        let (puller, asked, page) = (self.clone(), route.clone(), page.clone());
-        let (fetched, joined) =
-            self.0.list_fetches.run(key, || async move { puller.fetch_tags(&asked, &page, &query).await });
-        let fetched = async { fetched.await.unwrap_or(Err(Error::Internal)) };
-        let answer = |record: &TagListRecord, served| {
-            let age = self.0.clock.now().since(record.fetched_at).unwrap_or(Duration::ZERO);
-            self.metrics().count_answer("tags", served);
-            TagListAnswer {
-                tags: record.tags.clone(),
-                next: record.next.clone().map(|(n, last)| Page { n, last }),
-                freshness: Freshness { served, age, ttl: None },
-            }
-        };
-        let served = if joined { Served::Collapsed } else { Served::Miss };
-        let Some(kept) = kept else {
-            return fetched.await.map(|record| answer(&record, served));
-        };
-        match tokio::time::timeout(self.0.tag_config.revalidate_timeout, fetched).await {
-            Ok(Ok(record)) => Ok(answer(&record, served)),
-            Ok(Err(error)) if !error.is_unavailability() => Err(error),
-            Ok(Err(_)) | Err(_) => Ok(answer(&kept, Served::Stale)),
-        }
-    }
-
-    async fn fetch_tags(&self, route: &Route, page: &Page, query: &str) -> Result<Arc<TagListRecord>, Error> {
-        let list = self.client().tags(&route.upstream, &route.repository, page).await?;
-        let record = Arc::new(TagListRecord {
-            tags: list.tags,
-            next: list.next.map(|page| (page.n, page.last)),
-            fetched_at: self.0.clock.now(),
-        });
-        let metadata = self.store().metadata();
-        metadata.set_tag_list(route.upstream.name.as_str(), &route.repository, query, Arc::clone(&record));
         Ok(record)
     }
 }

@@ -2,28 +2,32 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use regex::Regex;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::oci::Repository;
+use crate::oci::{NodeId, Repository};
 use crate::runtime::{Secret, Section};
 
 use super::builtin::{BUILTIN, Builtin, DOCKER_HUB};
 use super::credential::Credential;
-use super::docker_config::{DockerConfig, Found};
+use super::docker_config::{DockerConfig, Found, server_of};
 use super::endpoint::{Access, Endpoint, Rewrite, TlsSettings, Upstream, UpstreamName};
+use super::helper::{Helper, Patience};
 use super::site::Site;
 
 /// The keys that may stand in an endpoint's table, or directly in the table of an upstream with one endpoint.
-const ENDPOINT_KEYS: [&str; 10] = [
+const ENDPOINT_KEYS: [&str; 12] = [
     "url",
     "prefix",
     "rewrite",
     "username",
     "password",
     "password_file",
+    "credential_helper",
+    "credential_server",
     "ca_file",
     "client_certificate",
     "client_key",
@@ -37,6 +41,8 @@ pub struct RoutingConfig {
     pub upstreams: Vec<Upstream>,
     /// The one that requests without a name mean.
     pub default_upstream: Option<UpstreamName>,
+    /// What this edge is called in `Via`.
+    pub node: NodeId,
     /// What the operator should know before the first request, to be logged at the start.
     pub warnings: Vec<String>,
 }
@@ -47,7 +53,8 @@ impl RoutingConfig {
     pub fn read(root: &Section<'_>) -> Self {
         let routing = root.section("routing");
         let with_builtin = routing.read("builtin", true);
-        let mut reader = Reader { docker: read_docker_config(root), warnings: Vec::new() };
+        let docker = read_docker_config(root);
+        let mut reader = Reader { docker, patience: read_patience(root), warnings: Vec::new() };
         let mut upstreams: BTreeMap<UpstreamName, Upstream> = BTreeMap::new();
 
         let tables = root.section("upstreams");
@@ -69,8 +76,12 @@ impl RoutingConfig {
             }
         }
         check_names(&tables, &upstreams);
-        let default_upstream = read_default(&routing, &upstreams);
-        Self { upstreams: upstreams.into_values().collect(), default_upstream, warnings: reader.warnings }
+        Self {
+            default_upstream: read_default(&routing, &upstreams),
+            node: routing.optional("node_id").unwrap_or_else(random_node),
+            upstreams: upstreams.into_values().collect(),
+            warnings: reader.warnings,
+        }
     }
 
     /// Whether any endpoint has a credential of its own: whoever can reach this edge then shares its rights.
@@ -94,6 +105,7 @@ impl RoutingConfig {
 /// What reading one upstream needs besides its table.
 struct Reader {
     docker: Option<(PathBuf, DockerConfig)>,
+    patience: Patience,
     warnings: Vec<String>,
 }
 
@@ -150,29 +162,59 @@ impl Reader {
         });
         let rewrites = section.sections("rewrite").iter().filter_map(read_rewrite).collect();
         let own = read_credential(section);
+        let helper = section.optional::<String>("credential_helper");
+        let server = section.optional::<String>("credential_server");
         let tls = read_tls(section);
         let site = site?;
         if !site.is_secure() && tls != TlsSettings::default() {
             section.mistake("url", "is plain HTTP, so the TLS files of this endpoint would never be used");
         }
-        let credential = own.or_else(|| self.docker_credential(&site));
+        if helper.is_none() && server.is_some() {
+            section.mistake("credential_server", "is what a `credential_helper` is asked for; there is none");
+        }
+        let credential = match helper {
+            Some(_) if own.is_some() => {
+                section.mistake("credential_helper", "either this or `username`, not both");
+                None
+            }
+            Some(name) => {
+                let server = server.unwrap_or_else(|| server_of(&site));
+                match Helper::find(&name, server, self.patience) {
+                    Ok(helper) => Some(Credential::Helper(helper)),
+                    Err(reason) => {
+                        section.mistake("credential_helper", reason);
+                        None
+                    }
+                }
+            }
+            None => own.or_else(|| self.docker_credential(&site)),
+        };
         Some(Endpoint { site, prefix, rewrites, credential, tls })
     }
 
     fn docker_credential(&mut self, site: &Site) -> Option<Credential> {
         let (path, config) = self.docker.as_ref()?;
-        match config.find(site)? {
-            Found::Login { key } => Some(Credential::DockerConfig { path: path.clone(), key }),
-            Found::Unusable { reason } => {
-                let path = path.display();
-                self.warnings.push(format!(
-                    "{site} is asked without a credential: {path} has an entry for it, but {reason}; \
-                     set username and password_file for this endpoint instead"
-                ));
-                None
-            }
-        }
+        let reason = match config.find(site)? {
+            Found::Login { key } => return Some(Credential::DockerConfig { path: path.clone(), key }),
+            Found::Helper { name, server } => match Helper::find(&name, server, self.patience) {
+                Ok(helper) => return Some(Credential::Helper(helper)),
+                Err(reason) => reason,
+            },
+            Found::Unusable { reason } => reason,
+        };
+        let path = path.display();
+        self.warnings.push(format!(
+            "{site} is asked without a credential: {path} has an entry for it, but {reason}; \
+             set username and password_file for this endpoint instead"
+        ));
+        None
     }
+}
+
+/// Edges that are not told their names must still tell themselves from each other.
+fn random_node() -> NodeId {
+    let name = format!("clawhub-edge-{:08x}", fastrand::u32(..));
+    name.parse().expect("letters, digits and hyphens")
 }
 
 fn read_default(routing: &Section<'_>, upstreams: &BTreeMap<UpstreamName, Upstream>) -> Option<UpstreamName> {
@@ -265,6 +307,15 @@ fn check_certificates(path: &Path) -> Result<(), String> {
     let count =
         certificates.collect::<Result<Vec<_>, _>>().map_err(|reason| failed(reason.to_string()))?.len();
     if count == 0 { Err(failed("it holds none".to_owned())) } else { Ok(()) }
+}
+
+fn read_patience(root: &Section<'_>) -> Patience {
+    let fetch = root.section("fetch");
+    let time_out = fetch.read("helper_timeout", Duration::from_secs(10));
+    if time_out.is_zero() {
+        fetch.mistake("helper_timeout", "must be longer than nothing");
+    }
+    Patience { time_out, fresh_for: fetch.read("helper_ttl", Duration::from_mins(10)) }
 }
 
 fn read_docker_config(root: &Section<'_>) -> Option<(PathBuf, DockerConfig)> {
@@ -426,6 +477,14 @@ mod tests {
             [upstreams."c.example"]
             username = "robot"
             password_file = "/nonexistent/password"
+            [upstreams."d.example"]
+            credential_helper = "nonexistent"
+            [upstreams."e.example"]
+            credential_server = "alone"
+            [upstreams."f.example"]
+            credential_helper = "/bin/true"
+            username = "robot"
+            password = "word"
             "#,
             &[],
         );
@@ -445,6 +504,9 @@ mod tests {
             "b.example.password: belongs into a table of [[endpoints]]",
             "b.example.endpoints[0].url: is missing",
             "c.example.password_file: /nonexistent/password cannot be read",
+            "d.example.credential_helper: no folder of PATH has the program docker-credential-nonexistent",
+            "e.example.credential_server: is what",
+            "f.example.credential_helper: either this or",
         ] {
             assert!(mistakes.contains(expected), "{expected} is missing in\n{mistakes}");
         }
@@ -454,14 +516,22 @@ mod tests {
     fn logins_of_docker_are_used_for_their_endpoints_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
-        let text = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"},"ghcr.io":{}},"credsStore":"desktop"}"#;
+        let text = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"},"ghcr.io":{}},"credsStore":"nonexistent"}"#;
         std::fs::write(&path, text).unwrap();
         let config = read(&format!("[fetch]\ndocker_config = {path:?}\n"));
         let names: Vec<_> = config.upstreams_with_credentials().map(UpstreamName::as_str).collect();
         assert_eq!(names, ["docker.io"]);
         assert_eq!(config.warnings.len(), 1);
-        assert!(config.warnings[0].contains("https://ghcr.io"), "{:?}", config.warnings);
+        let expected = ["https://ghcr.io", "docker-credential-nonexistent"];
+        assert!(expected.iter().all(|part| config.warnings[0].contains(part)), "{:?}", config.warnings);
         let (_, mistakes) = read_with("[fetch]\ndocker_config = \"/nonexistent\"\n", &[]);
         assert!(mistakes.contains("fetch.docker_config"), "{mistakes}");
+    }
+
+    #[test]
+    fn a_helper_is_a_credential_like_any_other() {
+        let config = read("[upstreams.\"a.example\"]\ncredential_helper = \"/bin/true\"\n");
+        let names: Vec<_> = config.upstreams_with_credentials().map(UpstreamName::as_str).collect();
+        assert_eq!(names, ["a.example"]);
     }
 }

@@ -1,8 +1,9 @@
-//! Where an endpoint's user name and password come from.
+//! Where an endpoint's login comes from.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,6 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use crate::runtime::Secret;
 
 use super::docker_config;
+use super::helper::Helper;
+
+/// How long what a file says is used without looking at it again.
+const FILE_FRESH_FOR: Duration = Duration::from_secs(30);
 
 /// A credential's source. What may change while the edge runs is named, not held.
 #[derive(Clone, PartialEq, Eq)]
@@ -35,33 +40,48 @@ pub enum Credential {
         /// The entry's key below `auths`.
         key: String,
     },
+    /// A program's answer, asked for again when it is old or refused: it may be a cloud's, and expire.
+    Helper(Helper),
 }
 
 impl Credential {
-    /// The user name and password of this moment. Reads a small file where the source is one.
+    /// The login of this moment. Reads a small file or runs a program where the source is one.
+    ///
+    /// Cancel safe: a program is killed.
     ///
     /// # Errors
-    /// [`CredentialError`] when the file is gone or no longer holds a credential; the operator mends it.
+    /// [`CredentialError`] when the file is gone, the program fails, or neither has a credential any more; the
+    /// operator mends it.
     pub async fn login(&self) -> Result<Login, CredentialError> {
         match self {
-            Self::Fixed { username, password } => Ok(Login::new(username, password.clone())),
+            Self::Fixed { username, password } => Ok(Login::password(username, password.clone())),
             Self::File { username, password_file } => {
                 let text = read(password_file, tokio::fs::read_to_string(password_file).await)?;
-                Ok(Login::new(username, first_line(&text)))
+                Ok(Login::password(username, first_line(&text)))
             }
             Self::DockerConfig { path, key } => {
                 let text = read(path, tokio::fs::read_to_string(path).await)?;
-                docker_config::login(&text, key).ok_or_else(|| CredentialError {
+                docker_config::login(&text, key).ok_or_else(|| CredentialError::File {
                     path: path.clone(),
                     reason: format!("no login for {key}"),
                 })
             }
+            Self::Helper(helper) => helper.login().await,
         }
     }
 
-    /// Whether [`Credential::login`] may give something else next time.
-    pub fn can_change(&self) -> bool {
-        !matches!(self, Self::Fixed { .. })
+    /// How long a login is used before [`Credential::login`] is asked again; `None` if it never changes.
+    pub fn fresh_for(&self) -> Option<Duration> {
+        match self {
+            Self::Fixed { .. } => None,
+            Self::File { .. } | Self::DockerConfig { .. } => Some(FILE_FRESH_FOR),
+            Self::Helper(helper) => Some(helper.fresh_for()),
+        }
+    }
+
+    /// Whether asking for it starts a program, which is not done for every refusal.
+    pub fn is_costly(&self) -> bool {
+        matches!(self, Self::Helper(_))
     }
 }
 
@@ -71,31 +91,46 @@ impl fmt::Debug for Credential {
             Self::Fixed { .. } => f.write_str("Fixed([redacted])"),
             Self::File { password_file, .. } => f.debug_tuple("File").field(password_file).finish(),
             Self::DockerConfig { path, key } => f.debug_tuple("DockerConfig").field(path).field(key).finish(),
+            Self::Helper(helper) => f.debug_tuple("Helper").field(helper).finish(),
         }
     }
 }
 
-/// A user name and a password.
+/// What proves who this edge is.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Login {
-    username: String,
-    password: Secret,
+pub enum Login {
+    /// A user name and a password.
+    Password {
+        /// The user name.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A refresh token (OAuth 2.0), which only a token service takes.
+    IdentityToken(Secret),
 }
 
 impl Login {
-    pub(super) fn new(username: &str, password: Secret) -> Self {
-        Self { username: username.to_owned(), password }
+    pub(super) fn password(username: &str, password: Secret) -> Self {
+        Self::Password { username: username.to_owned(), password }
     }
 
-    /// The user name.
-    pub fn username(&self) -> &str {
-        &self.username
+    /// The value of an `Authorization` header of the Basic scheme (RFC 7617); an identity token has none.
+    pub fn basic(&self) -> Option<Secret> {
+        match self {
+            Self::Password { username, password } => {
+                let pair = format!("{username}:{}", password.expose());
+                Some(Secret::new(format!("Basic {}", STANDARD.encode(pair))))
+            }
+            Self::IdentityToken(_) => None,
+        }
     }
 
-    /// The value of an `Authorization` header of the Basic scheme (RFC 7617).
-    pub fn basic(&self) -> Secret {
-        let pair = format!("{}:{}", self.username, self.password.expose());
-        Secret::new(format!("Basic {}", STANDARD.encode(pair)))
+    pub(super) fn secret(&self) -> &Secret {
+        match self {
+            Self::Password { password, .. } => password,
+            Self::IdentityToken(token) => token,
+        }
     }
 }
 
@@ -105,18 +140,29 @@ impl fmt::Debug for Login {
     }
 }
 
-/// A credential's file cannot be used.
+/// A credential cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the credential in {} cannot be read: {reason}", path.display())]
-pub struct CredentialError {
-    /// The file.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub reason: String,
+pub enum CredentialError {
+    /// Its file cannot be used.
+    #[error("the credential in {} cannot be read: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Its helper gives none.
+    #[error("the credential helper {} gives no credential: {reason}", program.display())]
+    Helper {
+        /// The program.
+        program: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
 }
 
 fn read(path: &Path, text: io::Result<String>) -> Result<String, CredentialError> {
-    text.map_err(|error| CredentialError { path: path.to_owned(), reason: error.to_string() })
+    text.map_err(|error| CredentialError::File { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// A password file usually ends with a line feed that is not part of the password.
@@ -135,9 +181,9 @@ mod tests {
         std::fs::write(&password_file, "old\n").unwrap();
         let credential =
             Credential::File { username: "robot".to_owned(), password_file: password_file.clone() };
-        assert_eq!(credential.login().await.unwrap().basic().expose(), "Basic cm9ib3Q6b2xk");
+        assert_eq!(credential.login().await.unwrap().basic().unwrap().expose(), "Basic cm9ib3Q6b2xk");
         std::fs::write(&password_file, "new").unwrap();
-        assert_eq!(credential.login().await.unwrap().basic().expose(), "Basic cm9ib3Q6bmV3");
+        assert_eq!(credential.login().await.unwrap().basic().unwrap().expose(), "Basic cm9ib3Q6bmV3");
         std::fs::remove_file(&password_file).unwrap();
         assert!(credential.login().await.unwrap_err().to_string().contains("password"));
     }
@@ -147,7 +193,7 @@ mod tests {
         let credential =
             Credential::Fixed { username: "hidden-user".to_owned(), password: Secret::new("hidden-word") };
         assert!(!format!("{credential:?}").contains("hidden"));
-        let login = Login::new("hidden-user", Secret::new("hidden-word"));
+        let login = Login::password("hidden-user", Secret::new("hidden-word"));
         assert!(!format!("{login:?} {:?}", login.basic()).contains("hidden"));
     }
 }

@@ -1,8 +1,10 @@
 //! Docker's `config.json`, as `docker login` and `podman login` write it.
 //!
 //! Entries are keyed by host (`quay.io`, `localhost:5000`), by URL (`https://ghcr.io`), and for Docker Hub by
-//! `https://index.docker.io/v1/`. A host's login is inline (`auth`, or `username` and `password`), in a helper
-//! program, or an identity token; only inline ones are used, the others are reported.
+//! `https://index.docker.io/v1/`. A host's login is inline (`auth`, or `username` and `password`, or an
+//! `identitytoken`) or kept by a helper program: that of the host (`credHelpers`), else that of the file
+//! (`credsStore`). Docker asks the latter about every host; this edge asks it only about hosts that have an entry,
+//! which `docker login` leaves behind.
 
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
@@ -29,6 +31,8 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 pub(super) enum Found {
     /// An inline login, under this key.
     Login { key: String },
+    /// A login that the helper of this name keeps for this server.
+    Helper { name: String, server: String },
     /// A login that this edge cannot use, and why.
     Unusable { reason: String },
 }
@@ -48,29 +52,30 @@ impl DockerConfig {
     pub(super) fn find(&self, site: &Site) -> Option<Found> {
         let names = names_of(site);
         let helper = self.0["credHelpers"].as_object().and_then(|helpers| {
-            helpers
-                .iter()
-                .find(|(key, _)| names.contains(&normal(key)))
-                .and_then(|(_, helper)| helper.as_str())
+            let (key, helper) = helpers.iter().find(|(key, _)| names.contains(&normal(key)))?;
+            Some(Found::Helper { name: helper.as_str()?.to_owned(), server: key.clone() })
         });
-        if let Some(helper) = helper {
-            return Some(unusable(format!("its login is kept by the helper docker-credential-{helper}")));
+        if helper.is_some() {
+            return helper;
         }
         let (key, entry) =
             self.0["auths"].as_object()?.iter().find(|(key, _)| names.contains(&normal(key)))?;
         if inline(entry).is_some() {
             return Some(Found::Login { key: key.clone() });
         }
-        if entry.get("identitytoken").is_some() || entry.get("registrytoken").is_some() {
-            return Some(unusable("its login is an identity token".to_owned()));
+        if entry.get("registrytoken").is_some() {
+            return Some(Found::Unusable { reason: "its login is a token of the registry's own".to_owned() });
         }
-        match self.0["credsStore"].as_str() {
-            Some(store) => {
-                Some(unusable(format!("its login is kept by the helper docker-credential-{store}")))
-            }
-            None => Some(unusable("its login cannot be read".to_owned())),
-        }
+        Some(match self.0["credsStore"].as_str().filter(|store| !store.is_empty()) {
+            Some(store) => Found::Helper { name: store.to_owned(), server: key.clone() },
+            None => Found::Unusable { reason: "its login cannot be read".to_owned() },
+        })
     }
+}
+
+/// The server's name in a helper's words, where nothing else says it.
+pub(super) fn server_of(site: &Site) -> String {
+    if HUB_HOSTS.contains(&site.host()) { HUB_KEY.to_owned() } else { site.authority() }
 }
 
 /// The inline login under `key` in the file's text.
@@ -81,17 +86,17 @@ pub(super) fn login(text: &str, key: &str) -> Option<Login> {
 
 fn inline(entry: &Value) -> Option<Login> {
     let text = |name: &str| entry[name].as_str().filter(|text| !text.is_empty());
+    // Beside it `auth` holds a user name only.
+    if let Some(token) = text("identitytoken") {
+        return Some(Login::IdentityToken(Secret::new(token)));
+    }
     if let Some(auth) = text("auth") {
         let decoded = String::from_utf8(LENIENT.decode(auth.trim()).ok()?).ok()?;
         // docker-compose once wrote trailing NULs into the password.
         let (username, password) = decoded.trim_end_matches('\0').split_once(':')?;
-        return Some(Login::new(username, Secret::new(password)));
+        return Some(Login::password(username, Secret::new(password)));
     }
-    Some(Login::new(text("username")?, Secret::new(text("password")?)))
-}
-
-fn unusable(reason: String) -> Found {
-    Found::Unusable { reason }
+    Some(Login::password(text("username")?, Secret::new(text("password")?)))
 }
 
 fn names_of(site: &Site) -> Vec<String> {
@@ -120,7 +125,8 @@ mod tests {
             "quay.io": { "username": "quay", "password": "secret" },
             "https://Ghcr.io/v2/": { "auth": "Z2g6cHc" },
             "localhost:5000": { "auth": "bG9jYWw6cHc=" },
-            "acr.example": { "auth": "", "identitytoken": "x" },
+            "acr.example": { "auth": "MDAwMDo=", "identitytoken": "refresh" },
+            "given.example": { "registrytoken": "x" },
             "stored.example": {},
             "helped.example": { "auth": "Z2g6cHc=" },
             "broken.example": { "auth": "!!" },
@@ -144,7 +150,7 @@ mod tests {
         ];
         for (url, key, basic) in cases {
             assert_eq!(find(url), Some(Found::Login { key: key.to_owned() }), "{url}");
-            assert_eq!(login(FILE, key).unwrap().basic().expose(), basic, "{url}");
+            assert_eq!(login(FILE, key).unwrap().basic().unwrap().expose(), basic, "{url}");
         }
     }
 
@@ -158,16 +164,38 @@ mod tests {
     }
 
     #[test]
-    fn logins_that_need_a_helper_are_reported_with_its_name() {
-        for (url, part) in [
-            ("https://acr.example", "identity token"),
-            ("https://stored.example", "docker-credential-desktop"),
-            ("https://helped.example", "docker-credential-ecr-login"),
+    fn an_identity_token_is_a_login_too() {
+        assert_eq!(find("https://acr.example"), Some(Found::Login { key: "acr.example".to_owned() }));
+        assert_eq!(login(FILE, "acr.example"), Some(Login::IdentityToken(Secret::new("refresh"))));
+    }
+
+    #[test]
+    fn a_hosts_own_helper_comes_before_its_login_and_the_files_helper_after_it() {
+        for (url, name, server) in [
+            ("https://stored.example", "desktop", "stored.example"),
+            ("https://helped.example", "ecr-login", "helped.example"),
+            ("https://broken.example", "desktop", "broken.example"),
         ] {
-            let Some(Found::Unusable { reason }) = find(url) else { panic!("{url} is usable") };
-            assert!(reason.contains(part), "{reason}");
+            let helper = Found::Helper { name: name.to_owned(), server: server.to_owned() };
+            assert_eq!(find(url), Some(helper), "{url}");
         }
-        assert!(matches!(find("https://broken.example"), Some(Found::Unusable { .. })));
+        assert_eq!(find("https://unknown.example"), None, "no entry, no question");
+    }
+
+    #[test]
+    fn logins_that_cannot_be_used_are_reported() {
+        assert!(matches!(find("https://given.example"), Some(Found::Unusable { .. })));
+        let file = DockerConfig::parse(r#"{ "auths": { "broken.example": { "auth": "!!" } } }"#).unwrap();
+        let found = file.find(&"https://broken.example".parse().unwrap());
+        assert!(matches!(found, Some(Found::Unusable { .. })));
         assert!(DockerConfig::parse("[]").is_err());
+    }
+
+    #[test]
+    fn a_helper_knows_docker_hub_by_its_old_name_and_others_by_their_host() {
+        let server = |url: &str| server_of(&url.parse().unwrap());
+        assert_eq!(server("https://registry-1.docker.io"), HUB_KEY);
+        assert_eq!(server("https://quay.io"), "quay.io");
+        assert_eq!(server("http://localhost:5000"), "localhost:5000");
     }
 }

@@ -13,11 +13,13 @@ mod config;
 mod credential;
 mod docker_config;
 mod endpoint;
+mod helper;
 mod routes;
 mod site;
 
 pub use config::RoutingConfig;
 pub use credential::{Credential, CredentialError, Login};
 pub use endpoint::{Access, Endpoint, Rewrite, RewriteError, TlsSettings, Upstream, UpstreamName};
+pub use helper::Helper;
 pub use routes::{Route, Routes, RoutingError};
 pub use site::{Site, SiteError};

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::oci::Repository;
+use crate::oci::{NodeId, Repository, Via};
 
 use super::builtin::DOCKER_HUB;
 use super::config::RoutingConfig;
@@ -19,6 +19,7 @@ pub struct Routes {
     upstreams: Vec<Arc<Upstream>>,
     by_name: HashMap<Box<str>, Entry>,
     default: Option<Arc<Upstream>>,
+    node: NodeId,
 }
 
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// The repository as that upstream calls it.
     pub repository: Repository,
+    /// Which proxies the request has come through; requests to the upstream carry it on.
+    pub via: Via,
 }
 
 /// A request names no upstream of this edge.
@@ -56,6 +59,11 @@ pub enum RoutingError {
         /// What was asked for.
         repository: Repository,
     },
+    /// It names no repository either, and there is no default.
+    #[error(
+        "this needs an upstream: name one with the parameter ns, or let the operator set routing.default_upstream"
+    )]
+    NoDefault,
 }
 
 impl Routes {
@@ -73,12 +81,17 @@ impl Routes {
         let default = config
             .default_upstream
             .and_then(|name| by_name.get(name.as_str()).map(|entry: &Entry| Arc::clone(&entry.upstream)));
-        Self { upstreams, by_name, default }
+        Self { upstreams, by_name, default, node: config.node }
     }
 
     /// Every upstream, in the order of their names.
     pub fn upstreams(&self) -> &[Arc<Upstream>] {
         &self.upstreams
+    }
+
+    /// What this edge is called in `Via`.
+    pub fn node(&self) -> &NodeId {
+        &self.node
     }
 
     /// The upstream that requests without any name mean.
@@ -112,6 +125,19 @@ impl Routes {
             Some(upstream) => Ok(route(upstream, repository.clone())),
             None => Err(RoutingError::NoUpstream { repository: repository.clone() }),
         }
+    }
+
+    /// Finds the upstream of a request that names no repository, from its `ns` parameter and its `Host` header.
+    ///
+    /// # Errors
+    /// [`RoutingError`] as for [`Routes::find`].
+    pub fn upstream(&self, ns: Option<&str>, host: Option<&str>) -> Result<&Arc<Upstream>, RoutingError> {
+        if let Some(ns) = ns {
+            let entry = self.named(ns).ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
+            return Ok(&entry.upstream);
+        }
+        let by_host = host.and_then(|host| self.by_host(host));
+        by_host.or(self.default.as_ref()).ok_or(RoutingError::NoDefault)
     }
 
     fn named(&self, name: &str) -> Option<&Entry> {
@@ -149,7 +175,7 @@ fn route(upstream: &Arc<Upstream>, repository: Repository) -> Route {
     } else {
         repository
     };
-    Route { upstream: Arc::clone(upstream), repository }
+    Route { upstream: Arc::clone(upstream), repository, via: Via::default() }
 }
 
 /// Enough of a client's text to recognise it in an error.

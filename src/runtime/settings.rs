@@ -593,6 +593,7 @@ setting_by_from_str! {
     usize, Kind::Integer, "a whole number";
     Bytes, Kind::StringOrInteger, "a size such as \"64MiB\"";
     Percent, Kind::String, "a share such as \"25%\"";
+    crate::oci::NodeId, Kind::String, "a name such as \"edge-fra-1\"";
     std::net::SocketAddr, Kind::String, "an address with a port such as \"127.0.0.1:5050\" or \"[::1]:5050\"";
 }
 

@@ -17,8 +17,12 @@ use super::layout::private_file;
 use super::ranges::RangeSet;
 use crate::oci::Digest;
 
-/// Where the second slot begins. A thousand ranges fit into a slot.
+/// Where the second slot begins.
 const SLOT: usize = 64 << 10;
+
+/// Ranges in one checkpoint at most: with two offsets of twenty digits each they fit into a slot. What lies
+/// in further ones is fetched again after a restart.
+pub(super) const MAX_RANGES: usize = 1000;
 
 /// The journal of one blob in flight, for its one writer.
 #[derive(Debug)]

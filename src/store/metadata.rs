@@ -1,5 +1,5 @@
 //! What is known besides the bytes: tags and their freshness, which repository may see which
-//! digest, the last tag lists, and the sizes of sealed blobs. Kept over restarts in one redb file.
+//! digest, the last lists of tags, repositories and referrers, and the sizes of sealed blobs. Kept over restarts in one redb file.
 //!
 //! Writes go to memory at once and to the file by a task that commits whatever has queued up, one
 //! transaction at a time, so that no pull waits for an `fsync` and a `kill -9` costs milliseconds
@@ -19,26 +19,29 @@ use tokio::sync::mpsc;
 
 use super::layout::{Layout, private_file};
 use super::{Error, Metrics};
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Descriptor, Digest, Repository, Tag};
 use crate::runtime::{Tasks, Timestamp};
 
 const TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
 const VISIBILITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("visibility");
 const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
-const TAG_LISTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tag_lists");
+const LISTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("lists");
+const REFERRERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("referrers");
 
 /// Rows kept in memory per table; a row takes a few hundred bytes.
 const CACHED_ROWS: u64 = 100_000;
-/// Tag lists are large, and only needed when the upstream is down: 16 MiB of them in memory.
+/// Lists are large, and only needed when the upstream is down: 16 MiB of them in memory.
 const CACHED_LIST_BYTES: u64 = 16 << 20;
 /// Writes that may wait for a commit. Beyond that they stay in memory only.
 const QUEUE: usize = 16_384;
 /// Rows in one transaction at most, so that a burst does not hold the file for seconds.
 const COMMIT_ROWS: usize = 4096;
-/// Clients choose the parameters of a tag list, and so its row: when this many are there they make
-/// room for new ones all at once. A row above the size is kept in memory only.
-const TAG_LIST_ROWS: u64 = 1000;
-const TAG_LIST_ROW_BYTES: usize = 512 << 10;
+/// Clients choose the parameters of a list, and the digest that they want the referrers of, and so its
+/// row: when this many are there they make room for new ones all at once. A row above the size is kept in
+/// memory only.
+const LIST_ROWS: u64 = 1000;
+const REFERRERS_ROWS: u64 = 10_000;
+const LONGEST_ROW: usize = 128 << 10;
 /// redb's own page cache.
 const PAGE_CACHE: usize = 16 << 20;
 
@@ -55,14 +58,23 @@ pub struct TagRecord {
     pub checked_at: Timestamp,
 }
 
-/// One page of a tag list as the upstream gave it.
+/// One page of a list of names, of tags or repositories, as the upstream gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TagListRecord {
-    /// The tags, in the upstream's order.
-    pub tags: Vec<String>,
+pub struct ListRecord {
+    /// The names, in the upstream's order.
+    pub entries: Vec<String>,
     /// `n` and `last` of the next page, where there is one.
     pub next: Option<(Option<u32>, Option<String>)>,
     /// When the upstream gave it.
+    pub fetched_at: Timestamp,
+}
+
+/// What refers to a manifest, as the upstream said it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferrersRecord {
+    /// Their descriptors, in the upstream's order.
+    pub manifests: Vec<Descriptor>,
+    /// When the upstream was asked.
     pub fetched_at: Timestamp,
 }
 
@@ -86,7 +98,8 @@ pub struct Metadata {
     // `None` is a tag that was removed and whose row may not be gone from the file yet.
     tags: Cache<String, Option<Arc<TagRecord>>>,
     visible: Cache<String, Timestamp>,
-    lists: Cache<String, Arc<TagListRecord>>,
+    lists: Cache<String, Arc<ListRecord>>,
+    referrers: Cache<String, Arc<ReferrersRecord>>,
     metrics: Arc<Metrics>,
 }
 
@@ -117,9 +130,17 @@ impl Metadata {
             visible: Cache::new(CACHED_ROWS),
             lists: Cache::builder()
                 .max_capacity(CACHED_LIST_BYTES)
-                .weigher(|_: &String, list: &Arc<TagListRecord>| {
-                    let bytes: usize = list.tags.iter().map(|tag| tag.len() + 24).sum();
+                .weigher(|_: &String, list: &Arc<ListRecord>| {
+                    let bytes: usize = list.entries.iter().map(|entry| entry.len() + 24).sum();
                     u32::try_from(bytes).unwrap_or(u32::MAX)
+                })
+                .build(),
+            referrers: Cache::builder()
+                .max_capacity(CACHED_LIST_BYTES)
+                .weigher(|_: &String, record: &Arc<ReferrersRecord>| {
+                    let notes = record.manifests.iter().flat_map(|manifest| &manifest.annotations);
+                    let notes: usize = notes.map(|(name, value)| name.len() + value.len() + 48).sum();
+                    u32::try_from(256 + notes + record.manifests.len() * 384).unwrap_or(u32::MAX)
                 })
                 .build(),
             metrics,
@@ -187,31 +208,49 @@ impl Metadata {
         }
     }
 
-    /// The last page of a tag list that the upstream gave for these parameters.
-    pub async fn tag_list(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        page: &str,
-    ) -> Option<Arc<TagListRecord>> {
-        let key = key(&[upstream, repository.as_str(), page]);
+    /// The last page of this name that an upstream gave.
+    pub async fn list(&self, upstream: &str, name: &str) -> Option<Arc<ListRecord>> {
+        let key = key(&[upstream, name]);
         if let Some(record) = self.lists.get(&key) {
             return Some(record);
         }
-        self.read(TAG_LISTS, key).await.map(Arc::new)
+        self.read(LISTS, key).await.map(Arc::new)
     }
 
-    /// Keeps a page of a tag list.
-    pub fn set_tag_list(
+    /// Keeps a page of a list.
+    pub fn set_list(&self, upstream: &str, name: &str, record: Arc<ListRecord>) {
+        let key = key(&[upstream, name]);
+        self.write(LISTS, &key, Some(&*record));
+        self.lists.insert(key, record);
+    }
+
+    /// What the upstream last said refers to a digest.
+    pub async fn referrers(
         &self,
         upstream: &str,
         repository: &Repository,
-        page: &str,
-        record: Arc<TagListRecord>,
+        digest: &Digest,
+    ) -> Option<Arc<ReferrersRecord>> {
+        let key = key(&[upstream, repository.as_str(), &digest.to_string()]);
+        if let Some(record) = self.referrers.get(&key) {
+            return Some(record);
+        }
+        let record = Arc::new(self.read::<ReferrersRecord>(REFERRERS, key.clone()).await?);
+        // What was noted while the file was read is newer than what it says.
+        Some(self.referrers.entry(key).or_insert_with(|| record).into_value())
+    }
+
+    /// Keeps what refers to a digest.
+    pub fn set_referrers(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        digest: &Digest,
+        record: Arc<ReferrersRecord>,
     ) {
-        let key = key(&[upstream, repository.as_str(), page]);
-        self.write(TAG_LISTS, &key, Some(&*record));
-        self.lists.insert(key, record);
+        let key = key(&[upstream, repository.as_str(), &digest.to_string()]);
+        self.write(REFERRERS, &key, Some(&*record));
+        self.referrers.insert(key, record);
     }
 
     /// The sizes of the sealed blobs, as they were sealed. Blocking.
@@ -253,9 +292,8 @@ impl Metadata {
     ) {
         // Serialising these records cannot fail; should it ever, the row is only forgotten.
         let row = row.and_then(|row| serde_json::to_vec(row).ok());
-        if row.as_ref().is_some_and(|row| row.len() > TAG_LIST_ROW_BYTES) {
-            return;
-        }
+        // In place of one that is too long stands none: an older one would say what is no longer true.
+        let row = row.filter(|row| row.len() <= LONGEST_ROW);
         if self.writes.try_send((table, key.to_owned(), row)).is_err() {
             self.metrics.metadata_dropped.inc();
         }
@@ -284,7 +322,7 @@ fn open_database(path: &Path) -> Result<Database, redb::Error> {
     let database =
         Database::builder().set_cache_size(PAGE_CACHE).create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
-    for table in [TAGS, VISIBILITY, TAG_LISTS, BLOBS] {
+    for table in [TAGS, VISIBILITY, LISTS, REFERRERS, BLOBS] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -336,9 +374,13 @@ async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Writ
 fn commit(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     for (table, key, row) in writes {
-        let bounded = table.name() == TAG_LISTS.name();
+        let bound = match table.name() {
+            name if name == LISTS.name() => LIST_ROWS,
+            name if name == REFERRERS.name() => REFERRERS_ROWS,
+            _ => u64::MAX,
+        };
         let mut table = transaction.open_table(*table)?;
-        if bounded && table.len()? >= TAG_LIST_ROWS {
+        if table.len()? >= bound {
             table.retain(|_, _| false)?;
         }
         match row {

@@ -20,6 +20,7 @@
 //! What is not here yet has its place: the index ([`Store`]'s map of sealed blobs) is where a byte
 //! budget and eviction attach, [`Partial::expect_size`] where admission is decided.
 
+mod block;
 mod config;
 mod durable;
 mod journal;
@@ -44,9 +45,9 @@ use moka::sync::Cache;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 pub use config::StoreConfig;
-pub use metadata::{Metadata, Scope, TagListRecord, TagRecord};
-use partial::BLOCK;
-pub use partial::{Partial, PartialFile, SealError};
+pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
+pub use partial::{Arrived, Partial, PartialFile, Piece, SealError};
+use partial::{BLOCK, PIECE_BLOCK};
 pub use ranges::RangeSet;
 pub use sealed::Blob;
 
@@ -205,6 +206,7 @@ struct Inner {
     memory: MemoryTier,
     pool: BufferPool,
     blocks: BufferPool,
+    piece_blocks: BufferPool,
     metadata: Metadata,
     durability: DurabilityQueue,
     /// The store's own tasks: they outlive the pulls whose rows and blobs they write.
@@ -240,6 +242,7 @@ impl Store {
             memory: MemoryTier::new(config.memory.as_usize(), config.memory_max_object.as_u64()),
             pool: BufferPool::for_reading(),
             blocks: BufferPool::new(BLOCK),
+            piece_blocks: BufferPool::new(PIECE_BLOCK),
             metadata,
             durability: DurabilityQueue::start(&background),
             opens: Coalesce::new("open", &background),
@@ -513,6 +516,10 @@ impl Store {
 
     fn blocks(&self) -> &BufferPool {
         &self.0.blocks
+    }
+
+    fn piece_blocks(&self) -> &BufferPool {
+        &self.0.piece_blocks
     }
 }
 

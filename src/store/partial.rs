@@ -1,9 +1,10 @@
 //! A blob in flight: a sparse file, the ranges that have arrived, and the hash of its front.
 //!
-//! One task owns a [`Partial`] and is the only writer of its files; readers get the file
-//! ([`PartialFile`]) and are told by that task what they may read. Data is hashed as it arrives,
-//! gathered in a block, written on the blocking pool with one write under way, and only then
-//! counted as arrived, so that what is announced is in the file.
+//! One task owns a [`Partial`], which writes and hashes from the front; each [`Piece`] writes a range ahead of
+//! it. Readers get the file ([`PartialFile`]) and are told by those tasks what they may read. Bytes are
+//! gathered in a block, written on the blocking pool with one write under way, and only then counted as
+//! arrived, so that what is announced is in the file. Bytes that a piece has brought are hashed from the file
+//! once the front has come to them.
 //!
 //! Frames are copied into blocks instead of being kept until they are written. The copy costs
 //! 0.05 CPU-seconds per GiB and saves more: the receive buffer below is used again at once and
@@ -12,21 +13,21 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::journal::{Checkpoint, Journal};
+use super::block::BlockWriter;
+use super::journal::{Checkpoint, Journal, MAX_RANGES};
 use super::layout::private_file;
 use super::ranges::RangeSet;
-use super::read::{Buffer, BufferPool, read_chunk};
+use super::read::{BufferPool, read_chunk};
 use super::sealed::{Blob, hash_file};
 use super::{Error, Store};
 use crate::oci::{Digest, Hasher, Mismatch};
@@ -34,10 +35,38 @@ use crate::oci::{Digest, Hasher, Mismatch};
 /// What is written at once: amortises the hop to the blocking pool. A fill holds two blocks, one
 /// that is written and one that gathers.
 pub(super) const BLOCK: usize = 1 << 20;
+/// The same for a piece, of which a fill may have several.
+pub(super) const PIECE_BLOCK: usize = 256 << 10;
+/// What is hashed from the file at once: long enough to amortise the hop, short enough that a stop
+/// does not wait for it (6 ms).
+const CATCH_UP: u64 = 8 << 20;
 /// How much of a fill a `kill -9` may cost: this much time or this many bytes, whichever is less.
 /// A checkpoint is one small `pwrite`.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 const CHECKPOINT_BYTES: u64 = 1 << 20;
+
+/// What has arrived in a file, for all who write into it and all who tell its readers.
+#[derive(Debug, Clone, Default)]
+pub struct Arrived(
+    // A mutex: taken once per block, for nanoseconds.
+    Arc<Mutex<RangeSet>>,
+);
+
+impl Arrived {
+    /// The ranges of this moment.
+    pub fn ranges(&self) -> RangeSet {
+        self.lock().clone()
+    }
+
+    /// Replaces `ranges` by those of this moment, in its own memory.
+    pub fn copy_to(&self, ranges: &mut RangeSet) {
+        ranges.clone_from(&self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RangeSet> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The file of a blob in flight, for reading.
 #[derive(Debug, Clone)]
@@ -57,6 +86,69 @@ impl PartialFile {
     }
 }
 
+/// The writing end of a range ahead of the front.
+#[derive(Debug)]
+pub struct Piece {
+    writer: BlockWriter,
+    arrived: Arrived,
+    path: PathBuf,
+}
+
+impl Piece {
+    /// The offset of the next byte to push.
+    pub fn position(&self) -> u64 {
+        self.writer.position()
+    }
+
+    /// How many bytes wait for the next write.
+    pub fn gathered(&self) -> usize {
+        self.writer.gathered()
+    }
+
+    /// Whether more can be pushed before the next write starts.
+    pub fn has_room(&self) -> bool {
+        self.writer.has_room()
+    }
+
+    /// Whether a write is under way.
+    pub fn is_writing(&self) -> bool {
+        self.writer.is_writing()
+    }
+
+    /// Takes as many bytes from the front of `frame` as there is room for.
+    pub fn push(&mut self, frame: &mut Bytes) {
+        self.writer.take(frame);
+    }
+
+    /// Whether everything that was pushed is in the file.
+    pub fn is_idle(&self) -> bool {
+        self.writer.is_idle()
+    }
+
+    /// What has arrived in the file, by whoever brought it.
+    pub fn arrived(&self) -> &Arrived {
+        &self.arrived
+    }
+
+    /// Starts to write what was pushed, unless a write is under way or there is nothing.
+    pub fn start_write(&mut self) {
+        if !self.writer.is_writing() && self.writer.gathered() > 0 {
+            self.writer.start_write(|| Ok(()));
+        }
+    }
+
+    /// Waits for the write under way and counts its bytes as arrived. Cancel safe; never resolves
+    /// while no write is under way.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub async fn written(&mut self) -> Result<(), Error> {
+        let written = self.writer.written().await.map_err(|source| Error::file(&self.path, source))?;
+        self.arrived.lock().insert(written.start, written.end);
+        Ok(())
+    }
+}
+
 /// The writing end of a blob in flight.
 #[derive(Debug)]
 pub struct Partial {
@@ -66,15 +158,14 @@ pub struct Partial {
     paths: [PathBuf; 2],
     size: Option<u64>,
     file: Arc<File>,
+    /// Everything before the writer's position went into it.
     hasher: Hasher,
-    /// Where the next byte goes; everything before it went into `hasher`.
-    position: u64,
-    arrived: RangeSet,
-    /// What was pushed and is not being written yet.
-    gathering: Buffer,
-    write: Option<JoinHandle<(Journal, io::Result<u64>)>>,
-    /// Taken by the write under way.
-    journal: Option<Journal>,
+    writer: BlockWriter,
+    arrived: Arrived,
+    /// The hashing under way of what pieces have brought.
+    catching_up: Option<JoinHandle<(Hasher, io::Result<u64>)>>,
+    // A mutex: the write under way saves the checkpoint, and there is one write at a time.
+    journal: Arc<Mutex<Journal>>,
     last_checkpoint: Instant,
     bytes_at_checkpoint: u64,
 }
@@ -101,26 +192,26 @@ impl Partial {
         let file = private_file().read(true).truncate(false).open(&path).map_err(disk)?;
         let (journal, checkpoint) = Journal::open(journal).map_err(disk)?;
         let resumed = checkpoint.and_then(|checkpoint| resume(&file, checkpoint, &digest, store.boot_id()));
-        let (hasher, position, size) = match resumed {
-            Some((hasher, checkpoint)) => (hasher, checkpoint.hashed, checkpoint.size),
-            None => (Hasher::new(digest.algorithm()), 0, None),
+        let (hasher, position, arrived, size) = match resumed {
+            Some((hasher, checkpoint)) => (hasher, checkpoint.hashed, checkpoint.arrived, checkpoint.size),
+            None => (Hasher::new(digest.algorithm()), 0, RangeSet::new(), None),
         };
-        // What lies behind the last checkpoint is not hashed, and may be more than is to come.
-        file.set_len(position).map_err(disk)?;
+        // What lies behind everything that has arrived may be more than is to come.
+        file.set_len(arrived.end()).map_err(disk)?;
+        let file = Arc::new(file);
         Ok(Self {
-            gathering: store.blocks().take(),
+            writer: BlockWriter::new(Arc::clone(&file), store.blocks().clone(), position),
             store,
             digest,
             paths,
             size,
-            file: Arc::new(file),
+            file,
             hasher,
-            position,
-            arrived: RangeSet::prefix(position),
-            write: None,
-            journal: Some(journal),
+            bytes_at_checkpoint: arrived.len(),
+            arrived: Arrived(Arc::new(Mutex::new(arrived))),
+            catching_up: None,
+            journal: Arc::new(Mutex::new(journal)),
             last_checkpoint: Instant::now(),
-            bytes_at_checkpoint: position,
         })
     }
 
@@ -141,92 +232,120 @@ impl Partial {
 
     /// The offset of the next byte to push; at the start, where a resumed fill goes on.
     pub fn position(&self) -> u64 {
-        self.position
+        self.writer.position()
     }
 
-    /// Forgets everything that has arrived. Nothing may have been pushed yet.
+    /// Forgets everything that has arrived. Nothing may have been pushed yet, and no piece be written.
     ///
     /// # Errors
     /// The disk's error.
     pub async fn restart(&mut self) -> Result<(), Error> {
-        debug_assert!(self.gathered() == 0 && !self.is_writing(), "restarted with bytes under way");
+        debug_assert!(!self.is_working(), "restarted with bytes under way");
         let (file, journal) = (Arc::clone(&self.file), self.paths[1].clone());
         let emptied = blocking(move || {
             remove_files(&[journal])?;
             file.set_len(0)
         });
         emptied.await.map_err(|source| self.error(source))?;
-        self.journal = Some(Journal::new(self.paths[1].clone()));
+        self.journal = Arc::new(Mutex::new(Journal::new(self.paths[1].clone())));
         self.hasher = Hasher::new(self.digest.algorithm());
-        (self.position, self.bytes_at_checkpoint, self.size) = (0, 0, None);
-        self.arrived = RangeSet::new();
+        self.writer.move_to(0);
+        (self.bytes_at_checkpoint, self.size) = (0, None);
+        *self.arrived.lock() = RangeSet::new();
         Ok(())
     }
 
     /// What has arrived in the file.
-    pub fn arrived(&self) -> &RangeSet {
+    pub fn arrived(&self) -> &Arrived {
         &self.arrived
     }
 
     /// How many bytes wait for the next write.
     pub fn gathered(&self) -> usize {
-        self.gathering.len()
+        self.writer.gathered()
     }
 
     /// Whether more can be pushed before the next write starts.
     pub fn has_room(&self) -> bool {
-        self.gathering.room() > 0
+        self.writer.has_room()
     }
 
     /// Hashes and takes as many bytes from the front of `frame` as there is room for.
     pub fn push(&mut self, frame: &mut Bytes) {
-        let taken = frame.len().min(self.gathering.room());
-        self.hasher.update(&frame[..taken]);
-        self.gathering.extend(&frame[..taken]);
-        self.position += taken as u64;
-        frame.advance(taken);
+        debug_assert!(self.catching_up.is_none(), "pushed beyond what is hashed");
+        let taken = self.writer.take(frame);
+        self.hasher.update(&taken);
     }
 
-    /// Whether a write is under way.
-    pub fn is_writing(&self) -> bool {
-        self.write.is_some()
+    /// The writing end of a range that begins at `offset`, ahead of the front. The caller sees to it that
+    /// nothing else writes there, and that the piece has ended before this is sealed, parked or discarded.
+    pub fn piece(&self, offset: u64) -> Piece {
+        Piece {
+            writer: BlockWriter::new(Arc::clone(&self.file), self.store.piece_blocks().clone(), offset),
+            arrived: self.arrived.clone(),
+            path: self.paths[0].clone(),
+        }
     }
 
-    /// Starts to write what was gathered, unless a write is under way or there is nothing.
+    /// Whether a write or the hashing of what pieces brought is under way.
+    pub fn is_working(&self) -> bool {
+        self.writer.is_writing() || self.catching_up.is_some()
+    }
+
+    /// Whether everything that was pushed is in the file, and nothing that has arrived at the front waits
+    /// to be hashed.
+    pub fn is_idle(&self) -> bool {
+        self.writer.is_idle() && self.catching_up.is_none() && self.is_caught_up()
+    }
+
+    /// Starts to write what was pushed, unless there is work under way or nothing to write.
     pub fn start_write(&mut self) {
-        if self.gathered() == 0 {
+        if self.is_working() || self.gathered() == 0 {
             return;
         }
-        let Some(mut journal) = self.journal.take() else { return };
-        let block = std::mem::replace(&mut self.gathering, self.store.blocks().take());
-        let (file, end) = (Arc::clone(&self.file), self.position);
-        let due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL
-            || end - self.bytes_at_checkpoint >= CHECKPOINT_BYTES;
-        let checkpoint = due.then(|| {
-            (self.last_checkpoint, self.bytes_at_checkpoint) = (Instant::now(), end);
-            self.checkpoint(end)
-        });
-        self.write = Some(tokio::task::spawn_blocking(move || {
-            let written = file
-                .write_all_at(block.as_ref(), end - block.len() as u64)
-                .and_then(|()| checkpoint.map_or(Ok(()), |checkpoint| journal.save(checkpoint)));
-            (journal, written.map(|()| end))
+        let checkpoint = self.due_checkpoint();
+        let journal = Arc::clone(&self.journal);
+        self.writer.start_write(move || checkpoint.map_or(Ok(()), |checkpoint| save(&journal, checkpoint)));
+    }
+
+    /// Starts to hash what pieces have brought to the front, unless there is work under way or nothing to
+    /// hash. Saves a checkpoint where the pieces have made one due.
+    pub fn start_catch_up(&mut self) {
+        if self.is_working() || self.gathered() > 0 {
+            return;
+        }
+        let (start, end) = (self.position(), self.arrived.lock().contiguous_end(self.position()));
+        let end = end.min(start + CATCH_UP);
+        let checkpoint = self.due_checkpoint();
+        if start == end && checkpoint.is_none() {
+            return;
+        }
+        let (file, journal) = (Arc::clone(&self.file), Arc::clone(&self.journal));
+        let mut hasher = self.hasher.clone();
+        self.catching_up = Some(tokio::task::spawn_blocking(move || {
+            let hashed = hash_file(&file, &mut hasher, start, end)
+                .and_then(|()| checkpoint.map_or(Ok(()), |checkpoint| save(&journal, checkpoint)));
+            (hasher, hashed.map(|()| end))
         }));
     }
 
-    /// Waits for the write under way and counts its bytes as arrived. Cancel safe; never resolves
-    /// while no write is under way.
+    /// Waits for the work under way and takes note of it. Cancel safe; never resolves while none is under
+    /// way.
     ///
     /// # Errors
     /// The disk's error.
-    pub async fn written(&mut self) -> Result<(), Error> {
-        let Some(write) = &mut self.write else { return std::future::pending().await };
-        let ended = write.await;
-        self.write = None;
-        let (journal, written) = ended.map_err(|error| self.error(io::Error::other(error)))?;
-        self.journal = Some(journal);
-        let end = written.map_err(|source| self.error(source))?;
-        self.arrived.insert(0, end);
+    pub async fn worked(&mut self) -> Result<(), Error> {
+        if let Some(catching_up) = &mut self.catching_up {
+            let ended = catching_up.await;
+            self.catching_up = None;
+            let (hasher, hashed) = ended.map_err(|error| self.error(io::Error::other(error)))?;
+            let end = hashed.map_err(|source| self.error(source))?;
+            self.hasher = hasher;
+            self.writer.move_to(end);
+            return Ok(());
+        }
+        let written = self.writer.written().await.map_err(|source| Error::file(&self.paths[0], source))?;
+        self.arrived.lock().insert(written.start, written.end);
         Ok(())
     }
 
@@ -238,33 +357,34 @@ impl Partial {
         while !bytes.is_empty() {
             self.push(&mut bytes);
             self.start_write();
-            self.written().await?;
+            self.worked().await?;
         }
         Ok(())
     }
 
-    /// Compares the digest and moves the file to its final place. Everything must be written.
+    /// Compares the digest and moves the file to its final place. Everything must be written and hashed.
     ///
     /// # Errors
     /// [`SealError::Mismatch`] when the bytes are wrong: nothing of them is kept.
     pub async fn seal(self) -> Result<Arc<Blob>, SealError> {
-        debug_assert!(self.gathered() == 0 && !self.is_writing(), "sealed with bytes under way");
+        debug_assert!(self.is_idle(), "sealed with bytes under way");
         let actual = self.hasher.clone().finish();
         if actual != self.digest {
             let expected = self.digest;
             self.discard().await;
             return Err(Mismatch { expected, actual }.into());
         }
-        Ok(self.store.adopt(self.digest, self.position, self.file, self.paths).await?)
+        let size = self.position();
+        Ok(self.store.adopt(self.digest, size, self.file, self.paths).await?)
     }
 
     /// Writes what was gathered and leaves the files for a later fill to resume.
     pub async fn park(mut self) {
-        if self.position == 0 {
+        let parked = self.try_park().await;
+        if self.arrived.lock().is_empty() {
             self.discard().await;
             return;
         }
-        let parked = self.try_park().await;
         if let Err(error) = parked {
             // The last checkpoint stands, which claims less.
             tracing::warn!(digest = %self.digest, %error, "the end of a partial blob could not be kept");
@@ -272,21 +392,20 @@ impl Partial {
     }
 
     async fn try_park(&mut self) -> Result<(), Error> {
-        while self.is_writing() || self.gathered() > 0 {
+        while self.is_working() || self.gathered() > 0 {
             self.start_write();
-            self.written().await?;
+            self.worked().await?;
         }
-        let Some(mut journal) = self.journal.take() else { return Ok(()) };
-        let checkpoint = self.checkpoint(self.position);
-        let saved = blocking(move || journal.save(checkpoint)).await;
+        let (journal, checkpoint) = (Arc::clone(&self.journal), self.checkpoint());
+        let saved = blocking(move || save(&journal, checkpoint)).await;
         saved.map_err(|source| self.error(source))
     }
 
     /// Throws the files away.
     pub async fn discard(mut self) {
-        if let Some(write) = self.write.take() {
-            // The outcome of a write to a file that goes away does not matter; its end does.
-            let _ = write.await;
+        while self.is_working() {
+            // The outcome of work on a file that goes away does not matter; its end does.
+            let _ = self.worked().await;
         }
         let [data, journal] = self.paths;
         if let Err(error) = blocking(move || remove_files(&[journal, data])).await {
@@ -294,14 +413,31 @@ impl Partial {
         }
     }
 
-    fn checkpoint(&self, hashed: u64) -> Checkpoint {
-        let mut arrived = self.arrived.clone();
-        arrived.insert(0, hashed);
+    fn is_caught_up(&self) -> bool {
+        self.arrived.lock().contiguous_end(self.position()) == self.position()
+    }
+
+    /// A checkpoint that counts what was gathered as written, if it is time for one.
+    fn due_checkpoint(&mut self) -> Option<Checkpoint> {
+        let bytes = self.arrived.lock().len() + self.gathered() as u64;
+        let new = bytes.saturating_sub(self.bytes_at_checkpoint);
+        let is_due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL || new >= CHECKPOINT_BYTES;
+        if new == 0 || !is_due {
+            return None;
+        }
+        (self.last_checkpoint, self.bytes_at_checkpoint) = (Instant::now(), bytes);
+        Some(self.checkpoint())
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let mut arrived = self.arrived.ranges();
+        arrived.insert(0, self.position());
+        arrived.truncate(MAX_RANGES);
         Checkpoint {
             digest: self.digest,
             size: self.size,
             arrived,
-            hashed,
+            hashed: self.position(),
             state: BASE64.encode(self.hasher.state()),
             boot_id: self.store.boot_id().to_owned(),
             sequence: 0,
@@ -311,6 +447,10 @@ impl Partial {
     fn error(&self, source: io::Error) -> Error {
         Error::file(&self.paths[0], source)
     }
+}
+
+fn save(journal: &Mutex<Journal>, checkpoint: Checkpoint) -> io::Result<()> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner).save(checkpoint)
 }
 
 async fn blocking<R: Send + 'static>(work: impl FnOnce() -> io::Result<R> + Send + 'static) -> io::Result<R> {
@@ -331,11 +471,11 @@ pub(super) fn remove_files(paths: &[PathBuf]) -> io::Result<()> {
 /// The hash state that a new fill can go on from, or `None` to begin anew. Blocking.
 fn resume(
     file: &File,
-    checkpoint: Checkpoint,
+    mut checkpoint: Checkpoint,
     digest: &Digest,
     boot_id: &str,
 ) -> Option<(Hasher, Checkpoint)> {
-    if checkpoint.digest != *digest || file.metadata().ok()?.len() < checkpoint.hashed {
+    if checkpoint.digest != *digest || file.metadata().ok()?.len() < checkpoint.arrived.end() {
         tracing::warn!(%digest, "partial data does not fit its journal, the fill starts over");
         return None;
     }
@@ -343,7 +483,9 @@ fn resume(
         let state = BASE64.decode(&checkpoint.state).ok()?;
         Hasher::resume(digest.algorithm(), &state).ok()?
     } else {
-        // Another boot: a power loss may have left holes, which hash as zeros and fail at the seal.
+        // Another boot: a power loss may have left holes, which hash as zeros and fail at the seal. What no
+        // hash covers yet is not believed at all.
+        checkpoint.arrived = RangeSet::prefix(checkpoint.hashed);
         let mut hasher = Hasher::new(digest.algorithm());
         hash_file(file, &mut hasher, 0, checkpoint.hashed).ok()?;
         hasher

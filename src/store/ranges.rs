@@ -51,6 +51,27 @@ impl RangeSet {
         self.0.iter().map(|(start, end)| end - start).sum()
     }
 
+    /// The offset after the last one in the set; 0 where there is none.
+    pub fn end(&self) -> u64 {
+        self.0.last().map_or(0, |range| range.1)
+    }
+
+    /// The first offset from `offset` on that is in the set.
+    pub fn next_from(&self, offset: u64) -> Option<u64> {
+        let range = self.0.get(self.0.partition_point(|range| range.1 <= offset))?;
+        Some(range.0.max(offset))
+    }
+
+    /// How many ranges there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Forgets all but the first `count` ranges.
+    pub fn truncate(&mut self, count: usize) {
+        self.0.truncate(count);
+    }
+
     /// Whether nothing has arrived.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -80,9 +101,12 @@ mod tests {
                 prop_assert!(set.is_well_formed(), "{set:?}");
             }
             prop_assert_eq!(set.len(), model.iter().filter(|present| **present).count() as u64);
+            prop_assert_eq!(set.end(), (0..64).rev().find(|at| model[*at]).map_or(0, |last| last as u64 + 1));
             for offset in 0..64u64 {
                 let run = model[usize::try_from(offset).unwrap()..].iter().take_while(|present| **present).count();
                 prop_assert_eq!(set.contiguous_end(offset), offset + run as u64);
+                let next = (offset..64).find(|offset| model[usize::try_from(*offset).unwrap()]);
+                prop_assert_eq!(set.next_from(offset), next);
             }
         }
     }

@@ -7,4 +7,4 @@ mod log;
 mod registry;
 
 pub use log::{LogConfig, LogFormat};
-pub use registry::{Buckets, Metrics, counter, counters, gauge, histogram};
+pub use registry::{Buckets, Metrics, counter, counters, gauge, gauges, histogram};

@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// What a room hands its metrics to. The names it passes lack the common prefix `clawhub_edge_`.
@@ -95,6 +96,14 @@ pub fn counters(metrics: &Metrics, name: &str, help: &str, labels: &[&str]) -> I
 /// As [`counter`].
 pub fn gauge(metrics: &Metrics, name: &str, help: &str) -> IntGauge {
     metrics.register(IntGauge::new(name, help).expect("a constant, valid name"))
+}
+
+/// Gauges by label.
+///
+/// # Panics
+/// As [`counter`].
+pub fn gauges(metrics: &Metrics, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    metrics.register(IntGaugeVec::new(Opts::new(name, help), labels).expect("a constant, valid name"))
 }
 
 /// A histogram of seconds.

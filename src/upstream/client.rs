@@ -9,12 +9,14 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use crate::oci::{
-    Algorithm, ApiRequest, Digest, MAX_MANIFEST_SIZE, Page, Reference, Repository, Target, next_link,
+    Algorithm, ApiRequest, ByteRange, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Page, Reference,
+    Target, Via, next_link,
 };
-use crate::routing::{Routes, Upstream, UpstreamName};
+use crate::routing::{Route, Routes, Upstream, UpstreamName};
 use crate::runtime::{Backoff, Clock};
 
 use super::body::{Pace, ReadError, read_all};
+use super::budget::Purpose;
 use super::config::FetchConfig;
 use super::connect::{ClientError, Clients};
 use super::download::Download;
@@ -22,11 +24,16 @@ use super::error::{Error, Place, Stage};
 use super::exchange::Question;
 use super::metrics::{Kind, Metrics};
 use super::plan::{Plan, Step};
+use super::proxy::Proxies;
 use super::remote::{Remote, Shared};
 use super::response::Answer;
 
-/// A page of tags: 128 bytes each, and as many as any registry sends at once.
-const MAX_TAGS_BODY: usize = 8 << 20;
+/// Pages of one list of referrers; the largest known lists have dozens of entries.
+const MAX_REFERRERS_PAGES: usize = 64;
+const MAX_REFERRERS_BYTES: usize = 16 << 20;
+
+/// A page of tags or repositories: 128 or 255 bytes each, and as many as any registry sends at once.
+const MAX_LIST_BODY: usize = 8 << 20;
 
 /// The endpoints of one upstream, in order.
 pub(super) type Remotes = Arc<[Arc<Remote>]>;
@@ -76,15 +83,13 @@ pub struct TagPage {
     pub next: Option<Page>,
 }
 
-/// The index of what refers to a digest.
-#[derive(Debug, Clone)]
-pub struct FetchedReferrers {
-    /// At most [`MAX_MANIFEST_SIZE`] bytes of an image index, as they came.
-    pub body: Bytes,
-    /// Its `Content-Type`.
-    pub content_type: Option<String>,
-    /// The upstream has applied the filter by artifact type itself.
-    pub is_filtered: bool,
+/// A part of the names of an upstream's repositories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogPage {
+    /// As this edge's clients name them, in the upstream's order. Not checked to be valid names.
+    pub repositories: Vec<String>,
+    /// What to ask for to get the rest; `None` at the end.
+    pub next: Option<Page>,
 }
 
 impl Client {
@@ -98,8 +103,10 @@ impl Client {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, ClientError> {
-        let shared = Arc::new(Shared { config, clock, metrics });
-        let mut clients = Clients::new(&shared.config);
+        let node = routes.node().clone();
+        let proxies = Arc::new(Proxies::new(&config.proxy));
+        let shared = Arc::new(Shared { config, clock, metrics, node, proxies });
+        let mut clients = Clients::new(&shared.config, &shared.proxies);
         let mut remotes = HashMap::new();
         for upstream in routes.upstreams() {
             let endpoints = upstream.endpoints.iter();
@@ -114,21 +121,22 @@ impl Client {
     /// What a manifest is, without its body. Registries that refuse HEAD are asked with GET.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::is_retryable`] says whether asking again later can help.
+    /// [`Error`]; [`Error::is_retryable`] says whether asking again later can help. [`Error::RateLimited`] also,
+    /// and without a request, when so little of the quota is left that this purpose goes without.
     pub async fn head_manifest(
         &self,
-        upstream: &Upstream,
-        repository: &Repository,
+        route: &Route,
         reference: &Reference,
+        purpose: Purpose,
     ) -> Result<ManifestHead, Error> {
-        let target = Target::Manifest { repository: repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::ManifestHead, target);
-        let mut rounds = self.rounds(upstream)?;
+        let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
+        let question = Question::new(Kind::ManifestHead, target, &route.via).for_purpose(purpose);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest_head(&remote, &question, reference).await {
                 Ok(head) => return Ok(head),
                 Err(Error::Refused { status: 405 | 501, .. }) => {
-                    return self.manifest(upstream, repository, reference).await.map(ManifestHead::from);
+                    return self.manifest(route, reference, purpose).await.map(ManifestHead::from);
                 }
                 Err(error) => rounds.failed(error),
             }
@@ -142,13 +150,13 @@ impl Client {
     /// As [`Client::head_manifest`]; [`Error::Corrupt`] when the body is not what its digest says.
     pub async fn manifest(
         &self,
-        upstream: &Upstream,
-        repository: &Repository,
+        route: &Route,
         reference: &Reference,
+        purpose: Purpose,
     ) -> Result<FetchedManifest, Error> {
-        let target = Target::Manifest { repository: repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::Manifest, target);
-        let mut rounds = self.rounds(upstream)?;
+        let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
+        let question = Question::new(Kind::Manifest, target, &route.via).for_purpose(purpose);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest(&remote, &question, reference).await {
                 Ok(manifest) => return Ok(manifest),
@@ -164,13 +172,13 @@ impl Client {
     /// As [`Client::head_manifest`].
     pub async fn head_blob(
         &self,
-        upstream: &Upstream,
-        repository: &Repository,
+        route: &Route,
         digest: &Digest,
+        purpose: Purpose,
     ) -> Result<BlobHead, Error> {
-        let target = Target::Blob { repository: repository.clone(), digest: *digest };
-        let question = Question::new(Kind::BlobHead, target);
-        let mut rounds = self.rounds(upstream)?;
+        let target = Target::Blob { repository: route.repository.clone(), digest: *digest };
+        let question = Question::new(Kind::BlobHead, target, &route.via).for_purpose(purpose);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match blob_head(&remote, &question, digest).await {
                 Ok(head) => return Ok(head),
@@ -180,22 +188,24 @@ impl Client {
         Err(rounds.verdict())
     }
 
-    /// Begins to fetch a blob at byte `from`. Returns once the first response's head is there.
+    /// Begins to fetch these bytes of a blob; `u64::MAX` stands for its end, wherever that is. Returns once
+    /// the first response's head is there. Where `size` is known, an endpoint that says another one is not
+    /// believed.
     ///
     /// # Errors
     /// As [`Client::head_manifest`], and as quickly.
     pub async fn download(
         &self,
-        upstream: &Arc<Upstream>,
-        repository: &Repository,
+        route: &Route,
         digest: &Digest,
-        from: u64,
+        bytes: ByteRange,
+        size: Option<u64>,
     ) -> Result<Download, Error> {
-        let mut rounds = self.rounds(upstream)?;
+        let mut rounds = self.rounds(&route.upstream)?;
         let remotes = Arc::clone(&rounds.remotes);
-        let begun = Download::begin(remotes, repository.clone(), *digest, from);
+        let begun = Download::begin(remotes, route, *digest, bytes);
         while let Some(index) = rounds.next_index().await {
-            match begun.open(index, from, None).await {
+            match begun.open(index, bytes.start, size).await {
                 Ok(opened) => return Ok(begun.streaming(index, opened)),
                 Err(error) => rounds.failed(error),
             }
@@ -207,15 +217,10 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::head_manifest`].
-    pub async fn tags(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        page: &Page,
-    ) -> Result<TagPage, Error> {
-        let target = Target::Tags { repository: repository.clone(), page: page.clone() };
-        let question = Question::new(Kind::Tags, target);
-        let mut rounds = self.rounds(upstream)?;
+    pub async fn tags(&self, route: &Route, page: &Page) -> Result<TagPage, Error> {
+        let target = Target::Tags { repository: route.repository.clone(), page: page.clone() };
+        let question = Question::new(Kind::Tags, target, &route.via);
+        let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match tags(&remote, &question, page).await {
                 Ok(tags) => return Ok(tags),
@@ -225,28 +230,36 @@ impl Client {
         Err(rounds.verdict())
     }
 
-    /// What refers to a digest, as the upstream's referrers API says. [`Error::NotFound`] or
-    /// [`Error::Refused`] where it has no such API.
+    /// A part of the names of an upstream's repositories, as its catalogue says. Those that `rewrite` rules rename
+    /// are named as the upstream does.
     ///
     /// # Errors
-    /// As [`Client::head_manifest`].
-    pub async fn referrers(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        digest: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<FetchedReferrers, Error> {
-        let target = Target::Referrers {
-            repository: repository.clone(),
-            digest: *digest,
-            artifact_type: artifact_type.map(str::to_owned),
-        };
-        let question = Question::new(Kind::Referrers, target);
+    /// As [`Client::head_manifest`]. [`Error::NotFound`] or [`Error::Refused`] where the upstream has no catalogue,
+    /// [`Error::Unauthorized`] or [`Error::Forbidden`] where it is not for this edge.
+    pub async fn catalog(&self, upstream: &Upstream, via: &Via, page: &Page) -> Result<CatalogPage, Error> {
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
-            match referrers(&remote, &question).await {
-                Ok(referrers) => return Ok(referrers),
+            match catalog(&remote, via, page).await {
+                Ok(catalog) => return Ok(catalog),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// Everything that refers to a digest, by the upstream's referrers API, whatever its pages.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`]; [`Error::NotFound`], [`Error::Refused`] or [`Error::NotARegistry`] where the
+    /// upstream has no such API. A list that begins and cannot be had whole is none of these.
+    pub async fn referrers(&self, route: &Route, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let (repository, digest) = (route.repository.clone(), *digest);
+        let target = Target::Referrers { repository, digest, artifact_type: None, page: Page::default() };
+        let mut question = Question::new(Kind::Referrers, target, &route.via);
+        let mut rounds = self.rounds(&route.upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match referrers(&remote, &mut question).await {
+                Ok(manifests) => return Ok(manifests),
                 Err(error) => rounds.failed(error),
             }
         }
@@ -367,7 +380,7 @@ async fn tags(remote: &Remote, question: &Question, page: &Page) -> Result<TagPa
     let answer = remote.ask(question).await?;
     check_head(remote, &answer, None)?;
     let link = answer.link().and_then(next_link);
-    let body = read(remote, answer, MAX_TAGS_BODY).await?;
+    let body = read(remote, answer, MAX_LIST_BODY).await?;
     let list: TagList = serde_json::from_slice(&body)
         .map_err(|error| remote.not_a_registry(format!("a list of tags that cannot be read: {error}")))?;
     let tags = list.tags.unwrap_or_default();
@@ -375,27 +388,87 @@ async fn tags(remote: &Remote, question: &Question, page: &Page) -> Result<TagPa
     Ok(TagPage { tags, next })
 }
 
-/// The page that a link leads to. Some registries page by tokens of their own; the last tag of this page,
+#[derive(Deserialize)]
+struct Catalog {
+    repositories: Option<Vec<String>>,
+}
+
+async fn catalog(remote: &Remote, via: &Via, page: &Page) -> Result<CatalogPage, Error> {
+    let prefix = remote.endpoint().prefix.as_ref().map(|prefix| format!("{prefix}/")).unwrap_or_default();
+    // Behind a prefix the list begins and ends in the middle of the endpoint's own.
+    let last = page.last.as_ref().map(|last| format!("{prefix}{last}"));
+    let last = last.or_else(|| Some(prefix.clone()).filter(|prefix| !prefix.is_empty()));
+    let asked = Page { n: page.n, last };
+    let question = Question::new(Kind::Catalog, Target::Catalog { page: asked.clone() }, via);
+    let answer = remote.ask(&question).await?;
+    check_head(remote, &answer, None)?;
+    let link = answer.link().and_then(next_link);
+    let body = read(remote, answer, MAX_LIST_BODY).await?;
+    let list: Catalog = serde_json::from_slice(&body)
+        .map_err(|error| remote.not_a_registry(format!("a catalogue that cannot be read: {error}")))?;
+    let names = list.repositories.unwrap_or_default();
+    let next = link.and_then(|link| next_page(&link, &asked, names.last())).and_then(|next| {
+        let last = next.last?.strip_prefix(&prefix)?.to_owned();
+        Some(Page { n: next.n, last: Some(last) })
+    });
+    let own = names.iter().filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned));
+    Ok(CatalogPage { repositories: own.collect(), next })
+}
+
+/// The page that a link leads to. Some registries page by tokens of their own; the last entry of this page,
 /// which every registry of the specification understands, stands in for those.
-fn next_page(link: &str, current: &Page, last_tag: Option<&String>) -> Option<Page> {
+fn next_page(link: &str, current: &Page, last_entry: Option<&String>) -> Option<Page> {
     let query = link.split_once('?').map(|(_, query)| query).unwrap_or_default();
     let path = link.parse::<Uri>().ok().map(|uri| uri.path().to_owned()).unwrap_or_default();
     let page = match ApiRequest::parse(&path, Some(query)).map(|request| request.target) {
-        Ok(Target::Tags { page, .. }) if page.last.is_some() => page,
-        _ => Page { n: current.n, last: Some(last_tag?.clone()) },
+        Ok(Target::Tags { page, .. } | Target::Catalog { page }) if page.last.is_some() => page,
+        _ => Page { n: current.n, last: Some(last_entry?.clone()) },
     };
     // A link back to this page would be followed for ever.
     (page.last != current.last).then_some(page)
 }
 
-async fn referrers(remote: &Remote, question: &Question) -> Result<FetchedReferrers, Error> {
-    let answer = remote.ask(question).await?;
-    check_head(remote, &answer, None)?;
-    let content_type = answer.content_type().map(str::to_owned);
-    let filters = answer.header("oci-filters-applied").unwrap_or_default();
-    let is_filtered = filters.split(',').any(|filter| filter.trim() == "artifactType");
-    let body = read(remote, answer, MAX_MANIFEST_SIZE).await?;
-    Ok(FetchedReferrers { body, content_type, is_filtered })
+/// Every page, one after the other.
+async fn referrers(remote: &Remote, question: &mut Question) -> Result<Vec<Descriptor>, Error> {
+    let (mut manifests, mut bytes) = (Vec::new(), 0);
+    question.query = None;
+    for _ in 0..MAX_REFERRERS_PAGES {
+        let is_first = question.query.is_none();
+        let answer = remote.ask(question).await.and_then(|answer| {
+            check_head(remote, &answer, None)?;
+            Ok(answer)
+        });
+        let answer = match answer {
+            Ok(answer) => answer,
+            // Only the first page can say that there is no such list.
+            Err(error) if is_first => return Err(error),
+            Err(error) => return Err(remote.unreachable(format!("the rest of a list of referrers: {error}"))),
+        };
+        let unreadable = |reason: String| remote.corrupt(format!("a list of referrers: {reason}"));
+        let content_type = answer.content_type().map(str::to_owned);
+        let link = answer.link().and_then(next_link);
+        let body = read(remote, answer, MAX_MANIFEST_SIZE).await.map_err(|error| match error {
+            Error::NotARegistry { reason, .. } => unreadable(reason),
+            error => error,
+        })?;
+        bytes += body.len();
+        match Manifest::parse(&body, content_type.as_deref()) {
+            Ok(Manifest::Index(index)) => manifests.extend(index.manifests),
+            Ok(Manifest::Image(_)) => return Err(unreadable("an image in its place".to_owned())),
+            Err(error) => return Err(unreadable(error.to_string())),
+        }
+        if bytes > MAX_REFERRERS_BYTES {
+            return Err(unreadable(format!("more than {MAX_REFERRERS_BYTES} bytes")));
+        }
+        let next = link.and_then(|link| Some(link.split_once('?')?.1.to_owned()));
+        // Only the query is taken from a link: it may hold a token that only the upstream understands, and it
+        // cannot lead anywhere else. One that leads back to this page would be followed for ever.
+        match next {
+            Some(query) if question.query.as_ref() != Some(&query) => question.query = Some(query),
+            _ => return Ok(manifests),
+        }
+    }
+    Err(remote.corrupt(format!("a list of referrers with more than {MAX_REFERRERS_PAGES} pages")))
 }
 
 fn check_head(remote: &Remote, answer: &Answer, wanted: Option<&Digest>) -> Result<(), Error> {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::runtime::{Bytes, Section};
+use crate::runtime::{Bytes, Percent, Section};
+
+use super::proxy::ProxyConfig;
 
 /// Deadlines, retries and limits of the registry client.
 #[derive(Debug, Clone)]
@@ -31,6 +33,12 @@ pub struct FetchConfig {
     pub idle_connections: usize,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
+    /// After which time no further request uses a connection, however busy it is.
+    pub connection_max_age: Duration,
+    /// The share of an upstream's quota that is kept for pulls.
+    pub quota_reserve: Percent,
+    /// The proxies between this edge and its upstreams.
+    pub proxy: ProxyConfig,
 }
 
 impl Default for FetchConfig {
@@ -48,6 +56,9 @@ impl Default for FetchConfig {
             max_downloads_per_endpoint: 128,
             idle_connections: 32,
             idle_timeout: Duration::from_secs(90),
+            connection_max_age: Duration::from_hours(1),
+            quota_reserve: Percent::new(10),
+            proxy: ProxyConfig::default(),
         }
     }
 }
@@ -70,6 +81,9 @@ impl FetchConfig {
                 .read("max_downloads_per_endpoint", default.max_downloads_per_endpoint),
             idle_connections: section.read("idle_connections", default.idle_connections),
             idle_timeout: section.read("idle_timeout", default.idle_timeout),
+            connection_max_age: section.read("connection_max_age", default.connection_max_age),
+            quota_reserve: section.read("quota_reserve", default.quota_reserve),
+            proxy: ProxyConfig::read(section),
         };
         config.check(section);
         config
@@ -82,6 +96,7 @@ impl FetchConfig {
             ("stall_window", self.stall_window),
             ("backoff", self.backoff),
             ("give_up_after", self.give_up_after),
+            ("connection_max_age", self.connection_max_age),
         ];
         for (key, wait) in waits {
             if wait.is_zero() {

@@ -8,29 +8,66 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::Uri;
+use http_body_util::Full;
+use hyper::{Request, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::client::legacy::{Builder, Client, ResponseFuture};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::routing::TlsSettings;
 
 use super::config::FetchConfig;
+use super::proxy::{Proxies, Way, Wire};
 
-/// A pooled HTTP client. No request of this crate has a body.
-pub(super) type HttpClient = Client<Connector, Empty<Bytes>>;
+/// Only token services are sent bodies, which are small.
+type Pool = Client<Connector, Full<Bytes>>;
+
+/// An HTTP client whose pool is replaced from time to time. A connection of HTTP/2 that is always busy would
+/// otherwise live for ever, and never notice that its host's name has come to mean other machines.
+///
+/// What is under way on an old connection goes on to its end. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct HttpClient(Arc<Renewing>);
+
+struct Renewing {
+    builder: Builder,
+    connector: Connector,
+    max_age: Duration,
+    /// The pool and its beginning. Held for a few instructions, never across an await.
+    current: Mutex<(Instant, Pool)>,
+}
+
+impl HttpClient {
+    fn new(builder: Builder, connector: Connector, max_age: Duration) -> Self {
+        let current = Mutex::new((Instant::now(), builder.build(connector.clone())));
+        Self(Arc::new(Renewing { builder, connector, max_age, current }))
+    }
+
+    pub(super) fn request(&self, request: Request<Full<Bytes>>) -> ResponseFuture {
+        let mut current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.0.elapsed() >= self.0.max_age {
+            *current = (Instant::now(), self.0.builder.build(self.0.connector.clone()));
+        }
+        current.1.request(request)
+    }
+}
+
+impl std::fmt::Debug for Renewing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Renewing").field("max_age", &self.max_age).finish_non_exhaustive()
+    }
+}
 
 /// The most that one read takes from a connection of HTTP/1.1, and so about the largest frame of a body.
 /// hyper's buffer begins at 8 KiB and doubles up to this while reads fill it, so small answers stay small.
@@ -66,13 +103,14 @@ pub enum ClientError {
 #[derive(Debug)]
 pub(super) struct Clients<'c> {
     config: &'c FetchConfig,
+    proxies: Arc<Proxies>,
     roots: RootCertStore,
     built: HashMap<TlsSettings, HttpClient>,
 }
 
 impl<'c> Clients<'c> {
     /// Reads the machine's trust store; Mozilla's stands in where there is none.
-    pub(super) fn new(config: &'c FetchConfig) -> Self {
+    pub(super) fn new(config: &'c FetchConfig, proxies: &Arc<Proxies>) -> Self {
         let mut roots = RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
@@ -83,7 +121,7 @@ impl<'c> Clients<'c> {
             tracing::info!("this machine has no trust store; the built-in roots of Mozilla are used");
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
-        Self { config, roots, built: HashMap::new() }
+        Self { config, proxies: Arc::clone(proxies), roots, built: HashMap::new() }
     }
 
     /// The client of a setting, shared with all endpoints of the same setting.
@@ -97,8 +135,10 @@ impl<'c> Clients<'c> {
     }
 
     fn build(&self, settings: &TlsSettings) -> Result<HttpClient, ClientError> {
-        let connector = Connector::new(self.tls(settings)?, self.config.connect_timeout);
-        Ok(Client::builder(TokioExecutor::new())
+        let limit = self.config.connect_timeout;
+        let connector = Connector::new(self.tls(settings)?, Arc::clone(&self.proxies), limit);
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(self.config.idle_timeout)
@@ -110,8 +150,8 @@ impl<'c> Clients<'c> {
             .http2_max_frame_size(MAX_FRAME)
             .http2_keep_alive_interval(PING_EVERY)
             .http2_keep_alive_timeout(PING_TIMEOUT)
-            .http2_keep_alive_while_idle(true)
-            .build(connector))
+            .http2_keep_alive_while_idle(true);
+        Ok(HttpClient::new(builder, connector, self.config.connection_max_age))
     }
 
     fn tls(&self, settings: &TlsSettings) -> Result<ClientConfig, ClientError> {
@@ -146,18 +186,18 @@ fn failed(file: &Path, error: &dyn std::error::Error) -> ClientError {
     ClientError::Tls { file: file.display().to_string(), reason: error.to_string() }
 }
 
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Stream = MaybeHttpsStream<Wire>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Connects by TCP and, for https, TLS with ALPN; all of it within one deadline.
+/// Connects by TCP, through a proxy where there is one, and, for https, TLS with ALPN; all of it within one deadline.
 #[derive(Clone)]
 pub(super) struct Connector {
-    https: HttpsConnector<HttpConnector>,
+    https: HttpsConnector<Way>,
     limit: Duration,
 }
 
 impl Connector {
-    fn new(tls: ClientConfig, limit: Duration) -> Self {
+    fn new(tls: ClientConfig, proxies: Arc<Proxies>, limit: Duration) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -168,7 +208,7 @@ impl Connector {
             .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(tcp);
+            .wrap_connector(Way::new(tcp, proxies));
         Self { https, limit }
     }
 }

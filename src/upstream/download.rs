@@ -18,7 +18,8 @@ use prometheus::IntCounter;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::oci::{Digest, Repository, Target};
+use crate::oci::{ByteRange, Digest, RangeSpec, Repository, Target, Via};
+use crate::routing::Route;
 use crate::runtime::Backoff;
 
 use super::body::{Frame, Pace, poll_frame};
@@ -66,7 +67,9 @@ pub(super) struct Job {
     remotes: Remotes,
     repository: Repository,
     digest: Digest,
-    from: u64,
+    /// What is wanted of the blob; `u64::MAX` stands for its end.
+    bytes: ByteRange,
+    via: Via,
 }
 
 /// One response's body.
@@ -75,6 +78,10 @@ struct Transfer {
     pace: Pace,
     /// Bytes before the offset that are still to be thrown away.
     skip: u64,
+    /// A range was asked for, and the whole blob comes.
+    ignores_range: bool,
+    /// Its end is marked on the wire, so that one that comes too early is no accident of the connection.
+    is_framed: bool,
     received: IntCounter,
     _permit: OwnedSemaphorePermit,
 }
@@ -87,8 +94,9 @@ pub(super) struct Opened {
 }
 
 impl Download {
-    pub(super) fn begin(remotes: Remotes, repository: Repository, digest: Digest, from: u64) -> Arc<Job> {
-        Arc::new(Job { remotes, repository, digest, from })
+    pub(super) fn begin(remotes: Remotes, route: &Route, digest: Digest, bytes: ByteRange) -> Arc<Job> {
+        let (repository, via) = (route.repository.clone(), route.via.clone());
+        Arc::new(Job { remotes, repository, digest, bytes, via })
     }
 
     /// The blob's whole size in bytes, where a source has said it.
@@ -101,7 +109,13 @@ impl Download {
         self.offset
     }
 
-    /// The next bytes, as large as they came in; `None` at the end of the blob. Resumes behind the scenes.
+    /// Whether the upstream has answered a question for a range with the whole blob.
+    pub fn ignores_range(&self) -> bool {
+        matches!(&self.state, State::Streaming(transfer) if transfer.ignores_range)
+    }
+
+    /// The next bytes, as large as they came in; `None` at the end of what was asked for. Resumes behind the
+    /// scenes.
     ///
     /// Cancel safe: whatever was under way goes on with the next call.
     ///
@@ -143,10 +157,16 @@ impl Download {
                         return None;
                     }
                 }
+                // A source that ignored the range sends more than was asked for.
+                let wanted = self.job.bytes.end - self.offset;
+                data.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
                 let end = self.offset + data.len() as u64;
                 if self.size.is_none_or(|size| end <= size) {
                     self.progressed(data.len() as u64);
                     self.offset = end;
+                    if end == self.job.bytes.end {
+                        self.state = State::Ended;
+                    }
                     return Some(data);
                 }
                 remote.corrupt(format!("more bytes than the {} declared", self.size.unwrap_or_default()))
@@ -159,10 +179,13 @@ impl Download {
             Frame::End if transfer.skip > 0 => {
                 remote.corrupt(format!("a blob of less than the {} bytes that came before", self.offset))
             }
-            Frame::End if self.size.is_none() => {
+            Frame::End if self.size.is_none() && self.job.bytes.end == u64::MAX => {
                 self.size = Some(self.offset);
                 self.state = State::Ended;
                 return None;
+            }
+            Frame::End if transfer.is_framed => {
+                remote.corrupt(format!("a blob that ends at byte {}, which is too early", self.offset))
             }
             Frame::End => remote.unreachable(format!("the transfer ended at byte {}", self.offset)),
             Frame::Broken(reason) => {
@@ -251,7 +274,7 @@ impl Job {
         let backoff = Backoff::new(config.backoff, config.backoff_cap);
         Download {
             plan: Some(Plan::for_resuming(self.remotes.len(), source, backoff)),
-            offset: self.from,
+            offset: self.bytes.start,
             size: opened.size,
             state: opened.transfer.map_or(State::Ended, State::Streaming),
             progress: Instant::now(),
@@ -266,8 +289,7 @@ impl Job {
         let remote = &self.remotes[index];
         let permit = remote.download_permit().await?;
         let target = Target::Blob { repository: self.repository.clone(), digest: self.digest };
-        let range_from = (offset > 0).then_some(offset);
-        let question = Question { range_from, ..Question::new(Kind::Blob, target) };
+        let question = Question { range: self.range(offset), ..Question::new(Kind::Blob, target, &self.via) };
         let answer = remote.ask(&question).await?;
         if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return nothing_left(remote, &answer, offset, size);
@@ -279,18 +301,49 @@ impl Job {
             return Err(remote.corrupt(contradiction));
         }
         let (skip, stated) = match answer.status() {
-            StatusCode::PARTIAL_CONTENT => (0, partial(remote, &answer, offset)?),
+            StatusCode::PARTIAL_CONTENT => (0, self.partial(remote, &answer, offset)?),
             _ => (offset, answer.length()),
         };
         let agreed = agree(remote, offset, size, stated)?;
         let transfer = Transfer {
             pace: Pace::new(remote.config()),
             skip,
+            ignores_range: question.range.is_some() && answer.status() != StatusCode::PARTIAL_CONTENT,
+            is_framed: answer.is_framed(),
             received: remote.metrics().received(&remote.place().upstream),
             _permit: permit,
             body: answer.response.into_body(),
         };
         Ok(Opened { transfer: Some(transfer), size: agreed })
+    }
+
+    /// What to ask for at `offset`; nothing special for the whole blob.
+    fn range(&self, offset: u64) -> Option<RangeSpec> {
+        match self.bytes.end {
+            u64::MAX if offset == 0 => None,
+            u64::MAX => Some(RangeSpec::From { first: offset }),
+            end => Some(RangeSpec::Bounded { first: offset, last: end - 1 }),
+        }
+    }
+
+    /// The size that a 206 states, after its range was found to be the one that was asked for.
+    fn partial(&self, remote: &Remote, answer: &Answer, offset: u64) -> Result<Option<u64>, Error> {
+        let range = answer.content_range().and_then(|content| Some((content.range?, content.size)));
+        let Some((range, size)) = range else {
+            return Err(remote.corrupt("a partial answer that does not say which part it is".to_owned()));
+        };
+        if range.start != offset || range.end > self.bytes.end {
+            return Err(remote.corrupt(format!(
+                "asked for bytes {}, it sends {range}",
+                ByteRange::new(offset, self.bytes.end)
+            )));
+        }
+        match answer.length() {
+            Some(length) if length != range.len() => {
+                Err(remote.corrupt(format!("a range of {} bytes with a length of {length}", range.len())))
+            }
+            _ => Ok(size),
+        }
     }
 }
 
@@ -333,25 +386,6 @@ fn nothing_left(remote: &Remote, answer: &Answer, offset: u64, size: Option<u64>
             Ok(Opened { transfer: None, size: stated.into() })
         }
         _ => Err(remote.corrupt(format!("no bytes from {offset} on, although there were"))),
-    }
-}
-
-/// The size that a 206 states, after its range was found to be the one that was asked for.
-fn partial(remote: &Remote, answer: &Answer, offset: u64) -> Result<Option<u64>, Error> {
-    let range = answer.content_range().and_then(|content| Some((content.range?, content.size)));
-    let Some((range, size)) = range else {
-        return Err(remote.corrupt("a partial answer that does not say which part it is".to_owned()));
-    };
-    if range.start != offset {
-        return Err(
-            remote.corrupt(format!("asked for bytes from {offset} on, it sends them from {}", range.start))
-        );
-    }
-    match answer.length() {
-        Some(length) if length != range.len() => {
-            Err(remote.corrupt(format!("a range of {} bytes with a length of {length}", range.len())))
-        }
-        _ => Ok(size),
     }
 }
 

@@ -1,21 +1,25 @@
 //! One question to one endpoint: authorization, redirects, the deadline for the response's head, and what the
 //! status means.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION, WWW_AUTHENTICATE};
-use hyper::{Method, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use tokio::time::{Instant, timeout};
 
-use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, Target, media_type};
+use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, RangeSpec, Target, Via, media_type};
 
+use super::auth::Right;
 use super::body;
+use super::budget::Purpose;
 use super::error::{Error, Stage};
-use super::health::Silence;
+use super::health::Conduct;
 use super::metrics::Kind;
+use super::quota::{self, Quota};
 use super::redirect::{self, RedirectError};
-use super::remote::{Remote, words};
+use super::remote::{Outgoing, Remote, words};
 use super::response::{Answer, retry_after};
 
 /// What an endpoint is asked, in the words of the caller's repository.
@@ -23,19 +27,48 @@ use super::response::{Answer, retry_after};
 pub(super) struct Question {
     pub(super) kind: Kind,
     pub(super) target: Target,
-    /// Ask for the bytes from here on.
-    pub(super) range_from: Option<u64>,
+    /// In place of the target's own query: what the upstream's link to the next page says.
+    pub(super) query: Option<String>,
+    /// Only these bytes of it.
+    pub(super) range: Option<RangeSpec>,
+    /// Which proxies the request that leads to this question has come through.
+    pub(super) via: Via,
+    pub(super) purpose: Purpose,
+}
+
+/// What is learnt of the endpoint on the way, also where a deadline cuts the way short.
+#[derive(Debug, Default)]
+struct Course(Mutex<Seen>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    /// The endpoint itself has answered: a silence further on is not its own.
+    has_answered: bool,
+    /// A redirect has led elsewhere: what fails there is not the endpoint.
+    has_led_elsewhere: bool,
+    quota: Option<Quota>,
+}
+
+impl Course {
+    /// Locked for a few instructions, never across an await.
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Question {
-    pub(super) fn new(kind: Kind, target: Target) -> Self {
-        Self { kind, target, range_from: None }
+    pub(super) fn new(kind: Kind, target: Target, via: &Via) -> Self {
+        Self { kind, target, query: None, range: None, via: via.clone(), purpose: Purpose::Pull }
+    }
+
+    pub(super) fn for_purpose(self, purpose: Purpose) -> Self {
+        Self { purpose, ..self }
     }
 
     fn method(&self) -> Method {
         match self.kind {
             Kind::ManifestHead | Kind::BlobHead => Method::HEAD,
-            Kind::Manifest | Kind::Blob | Kind::Tags | Kind::Referrers => Method::GET,
+            Kind::Manifest | Kind::Blob | Kind::Tags | Kind::Referrers | Kind::Catalog => Method::GET,
         }
     }
 
@@ -44,7 +77,7 @@ impl Question {
         match self.kind {
             Kind::ManifestHead | Kind::Manifest => Some(MANIFEST_ACCEPT),
             Kind::Referrers => Some(media_type::OCI_INDEX),
-            Kind::Tags => Some("application/json"),
+            Kind::Tags | Kind::Catalog => Some("application/json"),
             Kind::BlobHead | Kind::Blob => None,
         }
     }
@@ -59,6 +92,7 @@ impl Question {
             Kind::ManifestHead | Kind::Manifest | Kind::Referrers => ErrorCode::ManifestUnknown,
             Kind::BlobHead | Kind::Blob => ErrorCode::BlobUnknown,
             Kind::Tags => ErrorCode::NameUnknown,
+            Kind::Catalog => ErrorCode::Unsupported,
         }
     }
 }
@@ -66,42 +100,51 @@ impl Question {
 impl Remote {
     /// Asks, and gives the response once its head is there and its status is a success (or 416 to a range).
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Error> {
-        if question.is_of_manifest()
-            && let Some(wait) = self.health.quiet_for()
-        {
-            return Err(Error::RateLimited { at: self.place().clone(), retry_after: Some(wait) });
-        }
-        let pass = match self.health.enter() {
-            Ok(pass) => pass,
-            Err(silence) => return Err(self.timed_out(silence.stage, silence.after)),
+        let ticket = match self.budget.admit(question.kind, question.purpose) {
+            Ok(ticket) => ticket,
+            Err(wait) => {
+                self.metrics().quota_refused(&self.place().upstream, question.purpose);
+                return Err(Error::RateLimited { at: self.place().clone(), retry_after: Some(wait) });
+            }
         };
+        let pass = self.health.enter()?;
         let began = Instant::now();
-        // Once the endpoint itself has answered, a silence further on is not its own.
-        let has_answered = AtomicBool::new(false);
-        let result = timeout(self.config().header_timeout, self.exchange(question, &has_answered)).await;
+        let course = Course::default();
+        let result = timeout(self.config().header_timeout, self.exchange(question, &course)).await;
         let elapsed = began.elapsed();
         let result = result.unwrap_or_else(|_| Err(self.timed_out(Stage::Headers, elapsed)));
-        match &result {
-            Err(Error::TimedOut { stage, after, .. }) if !has_answered.load(Ordering::Relaxed) => {
-                pass.was_silent(Silence { stage: *stage, after: *after });
+        let seen = *course.seen();
+        pass.settle(match &result {
+            Err(error @ Error::TimedOut { .. }) if !seen.has_answered => Conduct::Silent(error.clone()),
+            Err(error @ Error::Unreachable { .. }) if !seen.has_led_elsewhere => {
+                Conduct::Failed(error.clone())
             }
-            _ => pass.answered(),
+            _ => Conduct::Answered,
+        });
+        if seen.has_answered {
+            ticket.answered(seen.quota);
         }
         self.metrics().answered(&self.place().upstream, question.kind, elapsed, &result);
         result
     }
 
-    async fn exchange(&self, question: &Question, has_answered: &AtomicBool) -> Result<Answer, Error> {
+    async fn exchange(&self, question: &Question, course: &Course) -> Result<Answer, Error> {
         let misconfigured = |reason: String| Error::Misconfigured { at: self.place().clone(), reason };
-        let Some(asked) = question.target.repository() else {
-            return Err(misconfigured("the question names no repository".to_owned()));
+        let renamed = question.target.repository().map(|asked| self.endpoint().repository(asked));
+        let repository = renamed.transpose().map_err(|error| misconfigured(error.to_string()))?;
+        let (target, right) = match &repository {
+            Some(repository) => {
+                (question.target.clone().with_repository(repository.clone()), Right::Pull(repository))
+            }
+            None => (question.target.clone(), Right::Catalog),
         };
-        let repository =
-            self.endpoint().repository(asked).map_err(|error| misconfigured(error.to_string()))?;
-        let path = question.target.clone().with_repository(repository.clone()).path_and_query();
+        let mut path = target.path_and_query();
+        if let Some(query) = &question.query {
+            path = format!("{}?{query}", path.split('?').next().unwrap_or_default());
+        }
 
-        let mut authorization = self.auth.in_advance(self, &repository).await?;
-        let answer = self.follow(question, &path, authorization.as_ref(), has_answered).await?;
+        let mut authorization = self.auth.in_advance(self, right).await?;
+        let answer = self.follow(question, &path, authorization.as_ref(), course).await?;
         // One retry: a challenge is answered once, and what is refused is renewed once.
         let retry = match answer.status() {
             _ if answer.is_from_elsewhere => None,
@@ -109,15 +152,15 @@ impl Remote {
                 let challenges = challenges(&answer);
                 match (&authorization, challenges.as_slice()) {
                     (None, []) => None,
-                    (Some(refused), []) => self.auth.renew(self, &repository, refused).await,
+                    (Some(refused), []) => self.auth.renew(self, right, refused).await,
                     (refused, challenges) => {
-                        Some(self.auth.answer(self, &repository, challenges, refused.as_ref()).await?)
+                        Some(self.auth.answer(self, right, challenges, refused.as_ref()).await?)
                     }
                 }
             }
             // Some registries answer an expired token so.
             StatusCode::FORBIDDEN if self.has_credential() => match &authorization {
-                Some(refused) => self.auth.renew(self, &repository, refused).await,
+                Some(refused) => self.auth.renew(self, right, refused).await,
                 None => None,
             },
             _ => None,
@@ -127,7 +170,7 @@ impl Remote {
         }
         authorization = retry;
         body::drain(answer.response.into_body(), self.config()).await;
-        let answer = self.follow(question, &path, authorization.as_ref(), has_answered).await?;
+        let answer = self.follow(question, &path, authorization.as_ref(), course).await?;
         self.judge(question, answer).await
     }
 
@@ -138,7 +181,7 @@ impl Remote {
         question: &Question,
         path: &str,
         authorization: Option<&HeaderValue>,
-        has_answered: &AtomicBool,
+        course: &Course,
     ) -> Result<Answer, Error> {
         let odd = |error: RedirectError| self.not_a_registry(error.to_string());
         let mut site = self.endpoint().site.clone();
@@ -147,21 +190,39 @@ impl Remote {
         let mut is_elsewhere = false;
         for _ in 0..=self.config().max_redirects {
             let sent = authorization.filter(|_| !is_elsewhere);
-            let method = question.method();
-            let response = self
-                .request(&site, url.clone(), method, question.accept(), question.range_from, sent)
-                .await?;
-            has_answered.store(true, Ordering::Relaxed);
+            let request = Outgoing {
+                method: question.method(),
+                accept: question.accept(),
+                range: question.range,
+                authorization: sent,
+                // Whoever a redirect leads to is none of the proxies that could ask us again.
+                via: (!is_elsewhere).then_some(&question.via),
+                form: None,
+            };
+            let response = self.request(&site, url.clone(), request).await?;
+            if !is_elsewhere {
+                self.note(&response, course);
+            }
             if !is_redirect(response.status()) {
                 return Ok(Answer { response, is_from_elsewhere: is_elsewhere });
             }
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             (url, site) = redirect::target(&url, location.unwrap_or_default()).map_err(odd)?;
             is_elsewhere |= site != self.endpoint().site;
+            course.seen().has_led_elsewhere = is_elsewhere;
             // Read to its end, or the connection could not be used again.
             body::drain(response.into_body(), self.config()).await;
         }
         Err(odd(RedirectError::TooMany))
+    }
+
+    fn note(&self, response: &Response<Incoming>, course: &Course) {
+        let mut seen = course.seen();
+        seen.has_answered = true;
+        // A challenge speaks of the quota of somebody else, who has no credential.
+        if response.status() != StatusCode::UNAUTHORIZED {
+            seen.quota = quota::read(response.headers(), self.now());
+        }
     }
 
     /// What a status means.
@@ -169,7 +230,7 @@ impl Remote {
         let status = answer.status();
         let is_asked_for = match status {
             StatusCode::OK => true,
-            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => question.range_from.is_some(),
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => question.range.is_some(),
             _ => false,
         };
         if is_asked_for {
@@ -204,10 +265,15 @@ impl Remote {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(status, body),
             StatusCode::TOO_MANY_REQUESTS => {
                 if let Some(wait) = retry_after.filter(|_| question.is_of_manifest()) {
-                    self.health.keep_quiet(wait);
+                    self.budget.keep_quiet(wait);
                 }
                 Error::RateLimited { at, retry_after }
             }
+            // No registry answers so: a proxy on the way does, to plain HTTP.
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => Error::Misconfigured {
+                at,
+                reason: "the proxy on the way wants a user name and password, or others".to_owned(),
+            },
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 Error::Unreachable { at, reason: format!("it answers {detail}"), retry_after }
             }

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::routing::UpstreamName;
 
-use super::error::Error;
+use super::budget::Purpose;
+use super::error::{Error, Place};
 
 /// Bounds of the time to a response's head, in seconds: a neighbour answers in milliseconds, a token exchange
 /// and a redirect over an ocean take seconds.
@@ -20,6 +23,10 @@ pub struct Metrics {
     received: IntCounterVec,
     token_exchanges: IntCounterVec,
     resumes: IntCounterVec,
+    endpoint_up: IntGaugeVec,
+    quota_limit: IntGaugeVec,
+    quota_remaining: IntGaugeVec,
+    quota_refusals: IntCounterVec,
 }
 
 impl Metrics {
@@ -32,6 +39,11 @@ impl Metrics {
             let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
+        };
+        let gauges = |name: &str, help: &str| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), &["upstream", "endpoint"])?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
         };
         let options = HistogramOpts::new(
             "upstream_response_head_seconds",
@@ -60,6 +72,20 @@ impl Metrics {
                 "upstream_resumes_total",
                 "Blob transfers that broke and were taken up again.",
                 &["upstream"],
+            )?,
+            endpoint_up: gauges(
+                "upstream_endpoint_up",
+                "1 while an endpoint is asked, 0 while it is left alone because it failed.",
+            )?,
+            quota_limit: gauges("upstream_quota_limit", "Requests of a window, as the endpoint said last.")?,
+            quota_remaining: gauges(
+                "upstream_quota_remaining",
+                "Requests that are left, as the endpoint said last.",
+            )?,
+            quota_refusals: counters(
+                "upstream_quota_refusals_total",
+                "Requests that were not sent because of the endpoint's quota, by what they were for.",
+                &["upstream", "purpose"],
             )?,
         })
     }
@@ -91,6 +117,26 @@ impl Metrics {
     pub(super) fn resumed(&self, upstream: &UpstreamName) {
         self.resumes.with_label_values(&[upstream.as_str()]).inc();
     }
+
+    pub(super) fn endpoint_up(&self, place: &Place) -> IntGauge {
+        of_place(&self.endpoint_up, place)
+    }
+
+    pub(super) fn quota_limit(&self, place: &Place) -> IntGauge {
+        of_place(&self.quota_limit, place)
+    }
+
+    pub(super) fn quota_remaining(&self, place: &Place) -> IntGauge {
+        of_place(&self.quota_remaining, place)
+    }
+
+    pub(super) fn quota_refused(&self, upstream: &UpstreamName, purpose: Purpose) {
+        self.quota_refusals.with_label_values(&[upstream.as_str(), purpose.as_str()]).inc();
+    }
+}
+
+fn of_place(gauges: &IntGaugeVec, place: &Place) -> IntGauge {
+    gauges.with_label_values(&[place.upstream.as_str(), place.endpoint.to_string().as_str()])
 }
 
 fn outcome<T>(result: &Result<T, Error>) -> &'static str {
@@ -106,6 +152,7 @@ pub(super) enum Kind {
     Blob,
     Tags,
     Referrers,
+    Catalog,
 }
 
 impl Kind {
@@ -117,6 +164,7 @@ impl Kind {
             Self::Blob => "blob",
             Self::Tags => "tags",
             Self::Referrers => "referrers",
+            Self::Catalog => "catalog",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! backoff between them, and a [`Download`] resumes at the exact byte, at the same endpoint or the next.
 //!
 //! ```text
-//! Client ── Plan (which endpoint next?) ── Remote ── Health (may it be asked?)
+//! Client ── Plan (which endpoint next?) ── Remote ── Health and Budget (may it be asked?)
 //!                                            ├── Auth (challenge, token, credential)
 //!                                            └── exchange (headers, redirects, deadline) ── hyper
 //! ```
@@ -22,6 +22,7 @@
 
 mod auth;
 mod body;
+mod budget;
 mod client;
 mod config;
 mod connect;
@@ -31,13 +32,17 @@ mod exchange;
 mod health;
 mod metrics;
 mod plan;
+mod proxy;
+mod quota;
 mod redirect;
 mod remote;
 mod response;
 
-pub use client::{BlobHead, Client, FetchedManifest, FetchedReferrers, ManifestHead, TagPage};
+pub use budget::Purpose;
+pub use client::{BlobHead, CatalogPage, Client, FetchedManifest, ManifestHead, TagPage};
 pub use config::FetchConfig;
 pub use connect::ClientError;
 pub use download::Download;
 pub use error::{Blame, Error, Place, Stage};
 pub use metrics::Metrics;
+pub use proxy::ProxyConfig;

@@ -124,11 +124,12 @@ impl Plan {
 }
 
 /// Whether another round within the next second or two has a chance. A time-out has cost its deadline already,
-/// and who named a time to come back is not asked before it.
+/// and who named a time to come back, or is left alone for a time, is not asked before it.
 fn passes_quickly(error: &Error) -> bool {
     match error {
-        Error::Unreachable { .. } => true,
-        Error::RateLimited { retry_after, .. } => retry_after.is_none(),
+        Error::Unreachable { retry_after, .. } | Error::RateLimited { retry_after, .. } => {
+            retry_after.is_none()
+        }
         _ => false,
     }
 }

@@ -4,24 +4,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, PROXY_AUTHORIZATION, RANGE,
+    USER_AGENT, VIA,
+};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::oci::ErrorDocument;
+use crate::oci::{ErrorDocument, NodeId, RangeSpec, Via};
 use crate::routing::{Endpoint, Site, TlsSettings, Upstream};
-use crate::runtime::{Clock, Timestamp};
+use crate::runtime::{Clock, Secret, Timestamp};
 
 use super::auth::Auth;
 use super::body::chain;
+use super::budget::Budget;
 use super::config::FetchConfig;
 use super::connect::{ClientError, Clients, HttpClient};
 use super::error::{Error, Place, Stage};
 use super::health::Health;
 use super::metrics::Metrics;
+use super::proxy::Proxies;
 
 const AGENT: &str = concat!("clawhub-edge/", env!("CARGO_PKG_VERSION"));
 
@@ -31,6 +36,21 @@ pub(super) struct Shared {
     pub(super) config: FetchConfig,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
+    pub(super) node: NodeId,
+    pub(super) proxies: Arc<Proxies>,
+}
+
+/// One request on its way out, besides where it goes.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    pub(super) method: Method,
+    pub(super) accept: Option<&'static str>,
+    pub(super) range: Option<RangeSpec>,
+    pub(super) authorization: Option<&'a HeaderValue>,
+    /// For endpoints only: which proxies have been passed.
+    pub(super) via: Option<&'a Via>,
+    /// For token services only: a form that is posted.
+    pub(super) form: Option<&'a Secret>,
 }
 
 /// One endpoint.
@@ -45,6 +65,7 @@ pub(super) struct Remote {
     foreign: HttpClient,
     pub(super) auth: Auth,
     pub(super) health: Health,
+    pub(super) budget: Budget,
     /// Bounds the transfers of blobs, which may last for hours; everything else is short.
     downloads: Arc<Semaphore>,
 }
@@ -57,13 +78,19 @@ impl Remote {
         clients: &mut Clients<'_>,
     ) -> Result<Self, ClientError> {
         let place = Place { upstream: upstream.name.clone(), endpoint: endpoint.site.clone() };
+        let metrics = &shared.metrics;
         let without_identity = TlsSettings { client_identity: None, ..endpoint.tls.clone() };
         Ok(Self {
             shared: Arc::clone(shared),
             own: clients.client(&endpoint.tls)?,
             foreign: clients.client(&without_identity)?,
             auth: Auth::new(place.clone(), endpoint.credential.clone(), upstream.realms.clone()),
-            health: Health::new(),
+            health: Health::new(place.clone(), upstream.endpoints.len() > 1, metrics.endpoint_up(&place)),
+            budget: Budget::new(
+                shared.config.quota_reserve,
+                metrics.quota_limit(&place),
+                metrics.quota_remaining(&place),
+            ),
             downloads: Arc::new(Semaphore::new(shared.config.max_downloads_per_endpoint)),
             endpoint: endpoint.clone(),
             place,
@@ -107,27 +134,35 @@ impl Remote {
         &self,
         site: &Site,
         url: Uri,
-        method: Method,
-        accept: Option<&'static str>,
-        range_from: Option<u64>,
-        authorization: Option<&HeaderValue>,
+        outgoing: Outgoing<'_>,
     ) -> Result<Response<Incoming>, Error> {
+        let for_proxy = self.shared.proxies.authorization(&url);
         let mut request = Request::builder()
-            .method(method)
+            .method(outgoing.method)
             .uri(url)
             .header(USER_AGENT, AGENT)
             // The digest is over the bytes as they are.
             .header(ACCEPT_ENCODING, "identity");
-        if let Some(accept) = accept {
+        if let Some(accept) = outgoing.accept {
             request = request.header(ACCEPT, accept);
         }
-        if let Some(first) = range_from {
-            request = request.header(RANGE, format!("bytes={first}-"));
+        if let Some(range) = outgoing.range {
+            request = request.header(RANGE, format!("bytes={range}"));
         }
-        if let Some(authorization) = authorization {
+        if let Some(via) = outgoing.via {
+            request = request.header(VIA, via.through(&self.shared.node));
+        }
+        if let Some(authorization) = outgoing.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.unreachable(chain(&error)))?;
+        if let Some(authorization) = for_proxy {
+            request = request.header(PROXY_AUTHORIZATION, authorization);
+        }
+        if outgoing.form.is_some() {
+            request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        }
+        let body = outgoing.form.map_or_else(Bytes::new, |form| form.expose().to_owned().into());
+        let request = request.body(Full::new(body)).map_err(|error| self.unreachable(chain(&error)))?;
         let client = if *site == self.endpoint.site { &self.own } else { &self.foreign };
         client.request(request).await.map_err(|error| self.transport_error(&error, site))
     }

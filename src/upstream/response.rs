@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{
-    AsHeaderName, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LINK, RETRY_AFTER,
+    AsHeaderName, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LINK,
+    RETRY_AFTER, TRANSFER_ENCODING,
 };
-use hyper::{Response, StatusCode};
+use hyper::{Response, StatusCode, Version};
 
 use crate::oci::{ContentRange, Digest, essence};
 use crate::runtime::Timestamp;
@@ -39,6 +40,11 @@ impl Answer {
 
     pub(super) fn length(&self) -> Option<u64> {
         self.header(CONTENT_LENGTH)?.trim().parse().ok()
+    }
+
+    /// Whether the body's end is marked by something else than the end of the connection or a length.
+    pub(super) fn is_framed(&self) -> bool {
+        self.response.version() == Version::HTTP_2 || self.headers().contains_key(TRANSFER_ENCODING)
     }
 
     pub(super) fn content_type(&self) -> Option<&str> {

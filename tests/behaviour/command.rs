@@ -2,11 +2,11 @@
 
 use std::process::Output;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::edge::{Edge, Prepared, UPSTREAM};
 use crate::support::http;
-use crate::support::origin::{Image, Origin};
+use crate::support::origin::{Image, OCI_INDEX, OCI_MANIFEST, Origin};
 use crate::{MIB, manifest};
 
 fn text(bytes: &[u8]) -> String {
@@ -67,7 +67,7 @@ async fn the_documented_configuration_is_good() {
     let (is_good, said) = check(documented).await;
     assert!(is_good, "{said}");
     // With every default written out it still is, but for what names files that are not here.
-    let files = ["_file", "client_", "directory", "docker_config", "username"];
+    let files = ["_file", "client_", "directory", "docker_config", "username", "/etc/clawhub-edge/"];
     let written_out: Vec<_> = documented
         .lines()
         .map(|line| match line.strip_prefix('#') {
@@ -169,6 +169,34 @@ async fn index_of(edge: &Edge, child: &Image) -> Image {
         manifest: got.body.into(),
         ..child.clone()
     }
+}
+
+#[tokio::test]
+async fn pull_visits_every_manifest_of_nested_indexes_once_and_refuses_endless_ones() {
+    let origin = Origin::start().await;
+    let image = origin.add_image("library/app", "leaf", vec!["layer".into()]);
+    let nest = |child: &str, size: usize| {
+        // Each level names the one below twice: visited naively, twenty levels are a million manifests.
+        let entry = json!({ "mediaType": OCI_INDEX, "digest": child, "size": size });
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry, entry] });
+        let index = index.to_string();
+        (origin.add_manifest("library/app", None, OCI_INDEX, index.clone()), index.len())
+    };
+    let leaf =
+        json!({ "mediaType": OCI_MANIFEST, "digest": image.manifest_digest, "size": image.manifest.len() });
+    let leaf = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [leaf] }).to_string();
+    let mut top = (origin.add_manifest("library/app", None, OCI_INDEX, leaf.clone()), leaf.len());
+    for depth in 2..=20 {
+        top = nest(&top.0, top.1);
+        origin.move_tag("library/app", &format!("deep{depth}"), &top.0);
+    }
+    let prepared = Edge::builder().upstream("origin.test", &origin.url(), "").prepare();
+    let output = pull(&prepared, &["origin.test/library/app:deep12", "--json", "--all-platforms"]).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["manifests"], 13);
+    let output = pull(&prepared, &["origin.test/library/app:deep20", "--all-platforms"]).await;
+    assert!(!output.status.success() && text(&output.stderr).contains("nests indexes deeper"));
 }
 
 #[tokio::test]

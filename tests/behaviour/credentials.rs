@@ -376,3 +376,43 @@ async fn a_token_service_that_is_down_is_no_404() {
     let image = origin.add_image("app", "1", vec![BODY.into()]);
     pull(&edge, "app", "1", &image).await;
 }
+
+#[tokio::test]
+async fn a_missing_credential_helper_is_found_before_the_start() {
+    let keys = "credential_helper = \"nonexistent\"";
+    let edge = Edge::builder().upstream(UPSTREAM, "http://127.0.0.1:1", keys).prepare();
+    let output = edge.run(&["check-config"]).await;
+    assert!(!output.status.success());
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.contains("docker-credential-nonexistent"), "{words}");
+}
+
+#[tokio::test]
+async fn a_helpers_secret_is_sent_where_it_belongs_and_its_words_are_logged_without_it() {
+    let origin = Origin::start().await;
+    let digest = origin.add_blob("app", BODY);
+    bearer(&origin);
+    let folder = tempfile::tempdir().expect("there is room for temporary files");
+    let answer = format!(r#"{{"Username":"{USER}","Secret":"{PASSWORD}"}}"#);
+    let words = format!("echo 'secret is {PASSWORD}' >&2; env | grep CLAWHUB >&2; echo '{answer}'");
+    std::fs::write(folder.path().join("script"), words).expect("there is room for a script");
+    let program = folder.path().join("docker-credential-test");
+    let scripted =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/docker-credential-scripted");
+    std::os::unix::fs::symlink(scripted, &program).expect("a link can be made");
+    let keys = format!("credential_helper = \"{}\"", program.display());
+    let mut edge = Edge::builder()
+        .upstream(UPSTREAM, &origin.url(), &keys)
+        .env("PATH", "/usr/bin:/bin")
+        .env("CLAWHUB_EDGE_TAGS_TTL", "7m")
+        .start()
+        .await;
+    pull_blob(edge.addr(), "app", &digest).await;
+    edge.stop().await;
+    let log = edge.log();
+    assert!(log.contains("a credential helper says: secret is [redacted]"), "{log}");
+    assert!(
+        !log.contains(PASSWORD) && !log.contains(&basic()) && !log.contains("CLAWHUB_EDGE_TAGS"),
+        "{log}"
+    );
+}

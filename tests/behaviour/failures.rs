@@ -317,3 +317,24 @@ async fn the_operator_finds_the_cause_of_a_failure_in_the_log() {
     let log = edge.log();
     assert!(log.contains(&origin.url()) && log.to_lowercase().contains("refused"));
 }
+
+#[tokio::test]
+async fn near_the_end_of_a_quota_tags_are_answered_stale_before_the_upstream_refuses() {
+    let origin = Origin::start().await;
+    let image = origin.add_image("app", "1", vec!["a layer".into()]);
+    origin.add_image("app", "2", vec!["another layer".into()]);
+    let edge = Edge::with(&origin, "[tags]\nttl = \"0\"").await;
+    let told = Fault::on("*", "/manifests/").header("ratelimit-limit", "100;w=21600");
+    origin.fault(told.header("ratelimit-remaining", "8;w=21600"));
+    crate::pull(&edge, "app", "1", &image).await;
+    origin.clear_log();
+    for _ in 0..5 {
+        let got = http::get(edge.addr(), &manifest("app", "1"), &[]).await;
+        assert_body(&got, 200, &image.manifest);
+    }
+    assert_eq!(origin.count("*", ""), 0, "answered from the cache, without a request");
+    assert_eq!(http::get(edge.addr(), &manifest("app", "2"), &[]).await.status, 200, "a pull goes on");
+    let refused =
+        r#"clawhub_edge_upstream_quota_refusals_total{purpose="revalidation",upstream="origin.test"}"#;
+    assert_eq!(edge.metric(refused).await, 5);
+}

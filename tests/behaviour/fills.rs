@@ -87,18 +87,17 @@ async fn ranges_join_the_running_fill_at_any_offset() {
     let mut tail = http::open(edge.addr(), &path, &[("Range", &tail)]).await;
     assert_eq!(tail.status, 206);
     assert_eq!(tail.read(1000).await, &bytes[len(10 * MIB)..][..1000]);
-    // What has not waits for it.
-    let addr = edge.addr();
-    let ahead = tokio::spawn({
-        let (path, range) = (path.clone(), format!("bytes={}-{}", 20 * MIB, 21 * MIB - 1));
-        async move { http::get(addr, &path, &[("Range", &range)]).await }
-    });
+    // What has not, and is far ahead, is fetched beside it.
+    let ahead = format!("bytes={}-{}", 20 * MIB, 21 * MIB - 1);
+    let ahead = http::get(edge.addr(), &path, &[("Range", &ahead)]).await;
+    assert_body(&ahead, 206, &bytes[len(20 * MIB)..len(21 * MIB)]);
     gate.open();
-    assert_body(&ahead.await.unwrap(), 206, &bytes[len(20 * MIB)..len(21 * MIB)]);
     assert!(tail.read_to_end().await == bytes[len(10 * MIB) + 1000..]);
     assert!(tail.complete());
     assert_eq!(whole.digest().await.0, digest);
-    assert_eq!(origin.bytes_sent(&digest), SIZE);
+    // The transfer that ends before that range has a few socket buffers on its way.
+    let twice = origin.bytes_sent(&digest) - SIZE;
+    assert!(twice <= 4 * MIB, "{twice} bytes came twice");
 }
 
 #[tokio::test]

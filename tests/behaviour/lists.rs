@@ -1,11 +1,11 @@
-//! Lists of tags and of referrers, under the names that the client used.
+//! Lists of tags and of repositories, under the names that the client used.
 
 use serde_json::{Value, json};
 
+use crate::assert_error;
 use crate::support::edge::{Edge, UPSTREAM};
 use crate::support::http;
-use crate::support::origin::{Fault, OCI_INDEX, OCI_MANIFEST, Origin};
-use crate::{assert_error, len};
+use crate::support::origin::{Fault, Origin};
 
 async fn origin_with_tags() -> Origin {
     let origin = Origin::start().await;
@@ -123,15 +123,37 @@ async fn two_thousand_tags_are_one_list() {
 }
 
 #[tokio::test]
-async fn referrers_are_those_of_the_upstream() {
-    let origin = Origin::start().await;
-    let image = origin.add_image("app", "1", vec!["layer".into()]);
-    let (size, subject) = (len(7), &image.manifest_digest);
-    let signature =
-        json!({ "mediaType": OCI_MANIFEST, "digest": subject, "size": size, "artifactType": "text/x" });
-    origin.add_referrers("app", subject, vec![signature.clone()]);
-    let edge = Edge::start(&origin).await;
-    let got = http::get(edge.addr(), &format!("/v2/app/referrers/{subject}"), &[]).await;
-    assert_eq!((got.status, got.header("Content-Type")), (200, Some(OCI_INDEX)));
-    assert_eq!(got.json()["manifests"], json!([signature]));
+async fn the_catalogue_is_that_of_one_upstream_and_outlives_it() {
+    let (origin, other) = (Origin::start().await, Origin::start().await);
+    for name in ["a", "b/c", "d"] {
+        origin.add_image(name, "1", vec![]);
+    }
+    other.add_image("e", "1", vec![]);
+    let edge = Edge::builder().upstream("origin.test", &origin.url(), "").upstream(
+        "other.test",
+        &other.url(),
+        "aliases = [\"alias.test\"]",
+    );
+    let mut edge = edge.start().await;
+    for vanished in [false, true] {
+        if vanished {
+            origin.vanish().await;
+            edge.restart().await;
+        }
+        let page = http::get(edge.addr(), "/v2/_catalog?n=2", &[]).await;
+        assert_eq!((page.status, page.json()), (200, json!({ "repositories": ["a", "b/c"] })));
+        assert_eq!(page.header("Link"), Some("</v2/_catalog?n=2&last=b/c>; rel=\"next\""));
+        let page = http::get(edge.addr(), "/v2/_catalog?n=2&last=b/c", &[]).await;
+        assert_eq!((page.json(), page.header("Link")), (json!({ "repositories": ["d"] }), None));
+    }
+    for (path, headers) in
+        [("/v2/_catalog?ns=other.test", vec![]), ("/v2/_catalog", vec![("Host", "alias.test")])]
+    {
+        let named = http::get(edge.addr(), path, &headers).await;
+        assert_eq!(named.json(), json!({ "repositories": ["e"] }), "{path}");
+    }
+    other.fault(Fault::on("GET", "/_catalog").respond(404, &[], ""));
+    assert_error(&http::get(edge.addr(), "/v2/_catalog?n=9&ns=other.test", &[]).await, 404, "UNSUPPORTED");
+    let unknown = http::get(edge.addr(), "/v2/_catalog?ns=unknown.test", &[]).await;
+    assert_error(&unknown, 404, "NAME_UNKNOWN");
 }

@@ -9,17 +9,24 @@ mod command;
 mod credentials;
 mod failures;
 mod fills;
+mod http2;
 mod integrity;
+mod listeners;
 mod lists;
 mod process;
+mod proxies;
+mod proxy_protocol;
 mod pulls;
 mod ranges;
+mod referrers;
 mod resume;
 mod rights;
 mod service_manager;
+mod sparse;
 #[path = "../support/mod.rs"]
 mod support;
 mod tags;
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;

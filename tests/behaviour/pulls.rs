@@ -298,7 +298,6 @@ async fn requests_that_mean_nothing_get_an_error_document() {
         (blob("app", "md5:abcdef"), 400, "DIGEST_INVALID"),
         (blob("../../etc", &digest), 400, "NAME_INVALID"),
         ("/v2/app/tags/list?n=many".to_owned(), 400, "PAGINATION_NUMBER_INVALID"),
-        ("/v2/_catalog".to_owned(), 404, "UNSUPPORTED"),
     ] {
         let got = http::get(edge.addr(), &path, &[]).await;
         assert_error(&got, status, code);

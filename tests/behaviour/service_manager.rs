@@ -82,7 +82,7 @@ async fn readiness_comes_with_sockets_that_accept_and_the_status_says_where() {
     let edge = prepared.start();
     let (message, edge) = tokio::join!(manager.until("READY=1"), edge);
     assert!(TcpStream::connect(edge.addr()).await.is_ok());
-    assert!(message.contains(&format!("STATUS=Serves on {}", edge.addr())), "{message}");
+    assert!(message.contains(&format!("STATUS=Serves on http://{}", edge.addr())), "{message}");
 }
 
 #[tokio::test]
@@ -97,6 +97,17 @@ async fn the_watchdog_is_fed_until_the_process_hangs_and_again_after() {
     manager.silence().await;
     signal(&edge, Signal::CONT);
     manager.until("WATCHDOG=1").await;
+}
+
+#[tokio::test]
+async fn a_reload_is_announced_and_ends() {
+    let origin = Origin::start().await;
+    let (prepared, manager) = managed(&origin);
+    let edge = prepared.start().await;
+    manager.until("READY=1").await;
+    signal(&edge, Signal::HUP);
+    assert!(manager.until("RELOADING=1").await.contains("MONOTONIC_USEC="));
+    manager.until("READY=1").await;
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// How an edge is set up.
 #[must_use]
 pub struct Builder {
+    listen: String,
     routing: String,
     upstreams: String,
     toml: String,
@@ -69,6 +70,24 @@ impl Builder {
         self
     }
 
+    /// Further keys of the listener.
+    pub fn listen(mut self, keys: &str) -> Self {
+        self.listen += &format!("{keys}\n");
+        self
+    }
+
+    /// No listener in the configuration.
+    pub fn without_listen(mut self) -> Self {
+        self.listen.clear();
+        self
+    }
+
+    /// The keys of the listener, its address included.
+    pub fn only_listen(mut self, keys: &str) -> Self {
+        self.listen = format!("[[listen]]\n{keys}\n");
+        self
+    }
+
     /// Further tables of the configuration.
     pub fn toml(mut self, text: &str) -> Self {
         self.toml += &format!("{text}\n");
@@ -92,8 +111,9 @@ impl Builder {
         let config = directory.path().join("edge.toml");
         let cache = directory.path().join("cache");
         let text = format!(
-            "[[listen]]\naddress = \"127.0.0.1:0\"\n[store]\ndirectory = \"{}\"\n[log]\nlevel = \"trace\"\n\
+            "{}[store]\ndirectory = \"{}\"\n[log]\nlevel = \"trace\"\n\
              [routing]\n{}\n{}{}",
+            self.listen,
             cache.display(),
             self.routing,
             self.upstreams,
@@ -125,8 +145,8 @@ impl Prepared {
 
     /// Starts the process.
     pub async fn start(self) -> Edge {
-        let (child, stdout, addr) = self.launch().await;
-        Edge { prepared: self, child, stdout, addr }
+        let (child, stdout, endpoints) = self.launch().await;
+        Edge { prepared: self, child, stdout, endpoints }
     }
 
     /// Runs a command to its end.
@@ -153,7 +173,7 @@ impl Prepared {
             .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    async fn launch(&self) -> (Child, BufReader<ChildStdout>, SocketAddr) {
+    async fn launch(&self) -> (Child, BufReader<ChildStdout>, Vec<String>) {
         let log = File::options().create(true).append(true).open(self.log_path());
         let log = log.expect("there is room for a log");
         let mut command = self.command(&["serve"]);
@@ -162,12 +182,12 @@ impl Prepared {
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let mut line = String::new();
         let read = timeout(START_LIMIT, stdout.read_line(&mut line)).await;
-        let addr = line
+        let endpoints: Option<Vec<_>> = line
             .trim()
-            .strip_prefix("ClawHub Edge listens on http://")
-            .and_then(|rest| rest.split(',').next()?.parse().ok());
-        let addr = addr.unwrap_or_else(|| panic!("no start: {read:?} {line:?}\n{}", self.log()));
-        (child, stdout, addr)
+            .strip_prefix("ClawHub Edge listens on ")
+            .map(|rest| rest.split(", ").map(str::to_owned).collect());
+        let endpoints = endpoints.unwrap_or_else(|| panic!("no start: {read:?} {line:?}\n{}", self.log()));
+        (child, stdout, endpoints)
     }
 }
 
@@ -177,7 +197,7 @@ pub struct Edge {
     child: Child,
     /// Kept open: a process whose standard output is closed is another test.
     stdout: BufReader<ChildStdout>,
-    addr: SocketAddr,
+    endpoints: Vec<String>,
 }
 
 impl Edge {
@@ -194,6 +214,7 @@ impl Edge {
     /// Without any upstream yet.
     pub fn builder() -> Builder {
         Builder {
+            listen: "[[listen]]\naddress = \"127.0.0.1:0\"\n".to_owned(),
             routing: format!("builtin = false\ndefault_upstream = \"{UPSTREAM}\""),
             upstreams: String::new(),
             toml: String::new(),
@@ -201,8 +222,16 @@ impl Edge {
         }
     }
 
+    /// The first listener that has an address.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        let mut addresses =
+            self.endpoints.iter().filter_map(|endpoint| endpoint.split_once("://")?.1.parse().ok());
+        addresses.next().expect("a listener with an address")
+    }
+
+    /// Every listener for pulls, as the edge introduces itself.
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
     }
 
     /// Everything that this edge has logged so far, earlier processes included.
@@ -226,6 +255,11 @@ impl Edge {
         kill_process(self.pid(), Signal::TERM).expect("the process lives");
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        kill_process(self.pid(), Signal::HUP).expect("the process lives");
+    }
+
     /// Waits for the end of the process.
     pub async fn ended(&mut self) -> ExitStatus {
         let ended = timeout(STOP_LIMIT, self.child.wait()).await;
@@ -244,7 +278,7 @@ impl Edge {
         if self.child.id().is_some() {
             self.stop().await;
         }
-        (self.child, self.stdout, self.addr) = self.prepared.launch().await;
+        (self.child, self.stdout, self.endpoints) = self.prepared.launch().await;
     }
 
     /// Anonymous memory in bytes: what the process has allocated, without page cache and code.
@@ -266,7 +300,7 @@ impl Edge {
 
     /// The text of `/metrics`.
     pub async fn metrics(&self) -> String {
-        http::get(self.addr, "/metrics", &[]).await.text()
+        http::get(self.addr(), "/metrics", &[]).await.text()
     }
 
     /// The value of one series that counts, as `clawhub_edge_fills_total{outcome="sealed"}`; 0 while it is not there.

@@ -29,6 +29,7 @@
 mod auth;
 mod content;
 mod fault;
+mod forward;
 mod log;
 mod port;
 mod proxy;
@@ -47,6 +48,7 @@ use tokio::sync::watch;
 pub use auth::BearerConfig;
 pub use content::{sha256, synthetic_bytes};
 pub use fault::{Fault, Gate};
+pub use forward::ForwardProxy;
 pub use log::Logged;
 pub use port::SilentHost;
 pub use proxy::CuttingProxy;
@@ -355,7 +357,8 @@ impl Shared {
 
     fn refusal(&self, state: &State, request: &Request) -> Option<Answer> {
         let path = request.decoded_path();
-        let repository = Route::parse(&path).map(|(name, _)| name);
+        let repository = Route::parse(&path).map(|(name, _)| name).or_else(|| path.strip_prefix("/v2/"));
+        let repository = repository.filter(|name| !name.is_empty());
         path.starts_with("/v2").then(|| state.auth.refusal(request, repository, &self.url)).flatten()
     }
 }

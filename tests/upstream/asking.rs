@@ -1,10 +1,10 @@
 //! Manifests, tags and referrers: what is asked, and what is believed.
 
-use clawhub_edge::oci::{MANIFEST_ACCEPT, Page};
+use clawhub_edge::oci::{MANIFEST_ACCEPT, Page, Via};
 use serde_json::json;
 
-use super::origin::{Fault, OCI_MANIFEST, Origin};
-use super::{Edge, REPOSITORY, parsed, repository};
+use super::origin::{BearerConfig, Fault, OCI_INDEX, OCI_MANIFEST, Origin};
+use super::{Edge, REPOSITORY, parsed};
 
 #[tokio::test]
 async fn a_manifest_comes_with_its_type_and_digest() {
@@ -93,29 +93,97 @@ async fn tags_come_page_by_page() {
     let edge = Edge::of(&[origin.url()]);
     let (mut page, mut pages) = (Some(Page { n: Some(2), last: None }), Vec::new());
     while let Some(wanted) = page {
-        let answer = edge.client.tags(&edge.upstream, &repository(), &wanted).await.unwrap();
+        let answer = edge.client.tags(&edge.route(), &wanted).await.unwrap();
         pages.push(answer.tags.join(" "));
         page = answer.next;
     }
     assert_eq!(pages, ["a b", "c d", "e"]);
     let unknown = "library/other".parse().unwrap();
-    let error = edge.client.tags(&edge.upstream, &unknown, &Page::default()).await.unwrap_err();
+    let error = edge.client.tags(&edge.route_to(unknown), &Page::default()).await.unwrap_err();
     assert_eq!(error.kind(), "not_found");
 }
 
 #[tokio::test]
-async fn referrers_come_as_they_are_and_a_missing_api_is_told_apart() {
+async fn referrers_come_whole_whatever_their_pages_and_a_missing_api_is_told_apart() {
     let origin = Origin::start().await;
     let image = origin.add_image(REPOSITORY, "latest", vec![]);
     let digest = parsed(&image.manifest_digest);
     let edge = Edge::of(&[origin.url()]);
-    let repository = repository();
-    let missing = edge.client.referrers(&edge.upstream, &repository, &digest, Some("a/b")).await.unwrap_err();
+    let missing = edge.client.referrers(&edge.route(), &digest).await.unwrap_err();
     assert_eq!(missing.kind(), "not_found");
-    origin.add_referrers(REPOSITORY, &image.manifest_digest, vec![json!({ "artifactType": "a/b" })]);
-    origin.fault(Fault::on("GET", "artifactType=a").header("OCI-Filters-Applied", "artifactType"));
-    let found = edge.client.referrers(&edge.upstream, &repository, &digest, Some("a/b")).await.unwrap();
-    assert!(found.is_filtered);
-    assert!(String::from_utf8_lossy(&found.body).contains("a/b"));
-    assert!(!edge.client.referrers(&edge.upstream, &repository, &digest, None).await.unwrap().is_filtered);
+    let page = |kinds: &[&str]| {
+        let entry = |kind| json!({ "mediaType": "a/b", "digest": digest, "size": 1, "artifactType": kind });
+        let manifests: Vec<_> = kinds.iter().map(entry).collect();
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests }).to_string()
+    };
+    let link = format!("</v2/{REPOSITORY}/referrers/{digest}?token=x%2Fy>; rel=\"next\"");
+    let headers = |link| vec![("Content-Type", OCI_INDEX), ("Link", link)];
+    origin.fault(Fault::on("GET", "/referrers/").times(1).respond(200, &headers(&link), page(&["a", "b"])));
+    // The second page leads back to itself.
+    origin.fault(Fault::on("GET", "token=x%2Fy").respond(200, &headers(&link), page(&["c"])));
+    let found = edge.client.referrers(&edge.route(), &digest).await.unwrap();
+    let kinds: Vec<_> = found.iter().map(|entry| entry.artifact_type.as_deref().unwrap()).collect();
+    assert_eq!(kinds, ["a", "b", "c"]);
+    for (what, kind, on_page, status, content_type, body) in [
+        ("a page of a portal", "not_a_registry", 0, 200, "text/html", "<html>".to_owned()),
+        ("an entry that cannot be read", "corrupt", 0, 200, OCI_INDEX, page(&["a"]).replace("sha256", "x")),
+        ("a lost cursor", "unreachable", 1, 404, "text/plain", String::new()),
+        ("a portal behind the first page", "unreachable", 1, 200, "text/html", "<html>".to_owned()),
+    ] {
+        origin.clear_faults();
+        let target = if on_page == 0 { "/referrers/" } else { "token=" };
+        origin.fault(Fault::on("GET", target).respond(status, &[("Content-Type", content_type)], body));
+        origin.fault(Fault::on("GET", "/referrers/").respond(200, &headers(&link), page(&["a"])));
+        let error = edge.client.referrers(&edge.route(), &digest).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn the_catalogue_is_asked_for_with_its_own_scope_beside_those_of_repositories() {
+    let origin = Origin::start().await;
+    for name in ["alpine", "library/app", "team/a", "team/b", "zoo"] {
+        origin.add_image(name, "latest", vec![]);
+    }
+    origin.require_bearer(BearerConfig::default());
+    let edge = Edge::of(&[origin.url()]);
+    let (mut page, mut pages) = (Some(Page { n: Some(2), last: None }), Vec::new());
+    while let Some(wanted) = page {
+        let answer = edge.client.catalog(&edge.upstream, &Via::default(), &wanted).await.unwrap();
+        pages.push(answer.repositories.join(" "));
+        page = answer.next;
+    }
+    assert_eq!(pages, ["alpine library/app", "team/a team/b", "zoo"]);
+    edge.manifest("latest").await.unwrap();
+    edge.client.catalog(&edge.upstream, &Via::default(), &Page::default()).await.unwrap();
+    assert_eq!(origin.count("GET", "/token"), 2, "one for the catalogue, one for the repository");
+    assert_eq!(origin.count("GET", "scope=registry:catalog:%2A"), 1);
+}
+
+#[tokio::test]
+async fn behind_a_prefix_the_catalogue_holds_only_what_is_there_by_the_names_of_this_edge() {
+    let origin = Origin::start().await;
+    for name in ["alpine", "team/a", "team/b", "team/c", "teamwork", "zoo"] {
+        origin.add_image(name, "latest", vec![]);
+    }
+    let edge = Edge::with(&format!("url = \"{}\"\nprefix = \"team\"", origin.url()));
+    let (mut page, mut names) = (Some(Page { n: Some(2), last: None }), Vec::new());
+    while let Some(wanted) = page {
+        let answer = edge.client.catalog(&edge.upstream, &Via::default(), &wanted).await.unwrap();
+        names.extend(answer.repositories);
+        page = answer.next;
+    }
+    assert_eq!(names, ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn an_upstream_without_a_catalogue_is_told_from_one_that_refuses_it() {
+    for (status, expected) in [(404, "not_found"), (405, "refused"), (403, "forbidden"), (503, "unreachable")]
+    {
+        let origin = Origin::start().await;
+        origin.fault(Fault::on("GET", "/v2/_catalog").respond(status, &[], ""));
+        let edge = Edge::of(&[origin.url()]);
+        let error = edge.client.catalog(&edge.upstream, &Via::default(), &Page::default()).await.unwrap_err();
+        assert_eq!(error.kind(), expected, "{status}");
+    }
 }

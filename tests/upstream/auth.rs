@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clawhub_edge::upstream::{Blame, Error};
+use clawhub_edge::upstream::{Blame, Error, Purpose};
 
 use super::origin::{BearerConfig, Fault, Origin, synthetic_bytes};
 use super::{Edge, REPOSITORY};
@@ -51,10 +51,10 @@ async fn many_at_once_share_one_token() {
     let edge = as_robot(&origin);
     let requests: Vec<_> = (0..20)
         .map(|_| {
-            let (client, upstream) = (edge.client.clone(), edge.upstream.clone());
-            tokio::spawn(async move {
-                client.manifest(&upstream, &super::repository(), &"latest".parse().unwrap()).await
-            })
+            let (client, route) = (edge.client.clone(), edge.route());
+            tokio::spawn(
+                async move { client.manifest(&route, &"latest".parse().unwrap(), Purpose::Pull).await },
+            )
         })
         .collect();
     for request in requests {
@@ -154,7 +154,7 @@ async fn a_redirect_to_another_site_drops_the_authorization() {
         }
         let edge = as_robot(&origin);
         assert_eq!(edge.fetch(&digest, 0).await.unwrap(), synthetic_bytes(1000, 3));
-        let head = edge.client.head_blob(&edge.upstream, &super::repository(), &super::parsed(&digest)).await;
+        let head = edge.client.head_blob(&edge.route(), &super::parsed(&digest), Purpose::Pull).await;
         assert_eq!(head.unwrap().size, Some(1000));
     }
     assert_eq!(storage.count("GET", "redirected=1"), 2);
@@ -209,4 +209,197 @@ async fn a_token_service_that_is_down_is_no_missing_right() {
     assert_eq!(error.kind(), "unreachable", "{error}");
     origin.clear_faults();
     edge.manifest("latest").await.unwrap();
+}
+
+/// As `robot` by an identity token in Docker's file.
+fn by_identity_token(origin: &Origin, folder: &std::path::Path, token: &str) -> Edge {
+    let path = folder.join("config.json");
+    let host = origin.url().replace("http://", "");
+    let entry = format!(r#"{{"auths":{{"{host}":{{"auth":"cm9ib3Q6","identitytoken":"{token}"}}}}}}"#);
+    std::fs::write(&path, entry).unwrap();
+    let (file, url) = (path.display(), origin.url());
+    let text = format!("[fetch]\ndocker_config = \"{file}\"\n[upstreams.\"x.example\"]\nurl = \"{url}\"\n");
+    Edge::configured(&text, super::quick())
+}
+
+fn with_identity_tokens(rotates: bool) -> BearerConfig {
+    let identity_tokens = vec![("robot".to_owned(), "first-refresh".to_owned())];
+    BearerConfig { identity_tokens, rotates, ..bearer() }
+}
+
+/// What was posted to the token service, as the values of `name`.
+fn posted(origin: &Origin, name: &str) -> Vec<String> {
+    let field = |body: String| {
+        let value = body.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_default().to_owned()
+    };
+    let requests = origin.requests().into_iter();
+    requests.filter(|request| request.method == "POST").map(|request| field(request.body)).collect()
+}
+
+#[tokio::test]
+async fn an_identity_token_is_posted_and_goes_nowhere_else() {
+    let (origin, digest) = guarded().await;
+    let storage = Origin::start().await;
+    storage.add_synthetic_blob(REPOSITORY, 1000, 3);
+    origin.require_bearer(with_identity_tokens(false));
+    origin.fault(Fault::on("GET", &digest).redirect_to(&storage.url()));
+    let folder = tempfile::tempdir().unwrap();
+    let edge = by_identity_token(&origin, folder.path(), "first-refresh");
+    edge.manifest("latest").await.unwrap();
+    edge.fetch(&digest, 0).await.unwrap();
+    assert_eq!(posted(&origin, "refresh_token"), ["first-refresh"]);
+    assert_eq!(posted(&origin, "grant_type"), ["refresh_token"]);
+    assert_eq!(posted(&origin, "client_id"), ["clawhub-edge"]);
+    assert_eq!(posted(&origin, "scope"), [format!("repository:{REPOSITORY}:pull")]);
+    assert_eq!(origin.count("GET", "/token"), 0);
+    for request in origin.requests().iter().chain(&storage.requests()) {
+        let elsewhere = format!("{} {:?}", request.target(), request.headers);
+        assert!(!elsewhere.contains("first-refresh"), "{elsewhere}");
+    }
+    assert_eq!(authorized(&storage), 0);
+}
+
+#[tokio::test]
+async fn a_rotated_refresh_token_is_kept_and_the_configured_one_is_the_last_resort() {
+    let (origin, _) = guarded().await;
+    origin.require_bearer(with_identity_tokens(true));
+    let folder = tempfile::tempdir().unwrap();
+    let edge = by_identity_token(&origin, folder.path(), "first-refresh");
+    for _ in 0..3 {
+        edge.manifest("latest").await.unwrap();
+        origin.revoke_tokens();
+    }
+    let sent = posted(&origin, "refresh_token");
+    assert_eq!((sent.len(), sent[0].as_str()), (3, "first-refresh"));
+    assert!(sent[1] != sent[0] && sent[2] != sent[1], "{sent:?}");
+    // The service has forgotten everything since, as one does that was set up anew.
+    origin.require_bearer(with_identity_tokens(true));
+    origin.revoke_tokens();
+    edge.manifest("latest").await.unwrap();
+    assert_eq!(posted(&origin, "refresh_token").last().unwrap(), "first-refresh");
+    origin.require_bearer(BearerConfig { identity_tokens: Vec::new(), ..with_identity_tokens(true) });
+    origin.revoke_tokens();
+    let error = edge.manifest("latest").await.unwrap_err();
+    assert!(error.to_string().contains("invalid_grant"), "{error}");
+    assert_eq!(error.blame(), Blame::Edge);
+}
+
+#[tokio::test]
+async fn a_service_that_takes_passwords_by_post_only_is_remembered() {
+    let (origin, _) = guarded().await;
+    origin.require_bearer(BearerConfig { post_only: true, ..bearer() });
+    let edge = as_robot(&origin);
+    edge.manifest("latest").await.unwrap();
+    origin.revoke_tokens();
+    edge.manifest("latest").await.unwrap();
+    assert_eq!((origin.count("GET", "/token"), origin.count("POST", "/token")), (1, 2));
+    assert_eq!(posted(&origin, "password"), [SECRET, SECRET]);
+    assert_eq!(posted(&origin, "grant_type"), ["password", "password"]);
+}
+
+#[tokio::test]
+async fn no_redirect_of_a_token_request_is_followed() {
+    let thief = Origin::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    for rotates in [false, true] {
+        let (origin, _) = guarded().await;
+        origin.require_bearer(with_identity_tokens(rotates));
+        origin.fault(Fault::on("*", "/token").redirect_to(&thief.url()));
+        let edges = [as_robot(&origin), by_identity_token(&origin, folder.path(), "first-refresh")];
+        for edge in edges {
+            assert_eq!(edge.manifest("latest").await.unwrap_err().kind(), "not_a_registry");
+        }
+    }
+    assert_eq!(thief.connections_accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_hostile_realm_gets_no_refresh_token() {
+    let thief = Origin::start().await;
+    let (origin, _) = guarded().await;
+    let realm = thief.url().replace("127.0.0.1", "localhost") + "/token";
+    origin.require_bearer(BearerConfig { realm: Some(realm), ..with_identity_tokens(false) });
+    let folder = tempfile::tempdir().unwrap();
+    let edge = by_identity_token(&origin, folder.path(), "first-refresh");
+    assert_eq!(edge.manifest("latest").await.unwrap_err().kind(), "realm_refused");
+    assert_eq!(thief.connections_accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_rotated_refresh_token_is_not_sent_to_another_token_service() {
+    let (origin, _) = guarded().await;
+    let other = Origin::start().await;
+    origin.require_bearer(with_identity_tokens(true));
+    other.require_bearer(with_identity_tokens(true));
+    let folder = tempfile::tempdir().unwrap();
+    let edge = by_identity_token(&origin, folder.path(), "first-refresh");
+    edge.manifest("latest").await.unwrap();
+    let realm = Some(format!("{}/token", other.url()));
+    origin.require_bearer(BearerConfig { realm, ..with_identity_tokens(true) });
+    origin.revoke_tokens();
+    edge.manifest("latest").await.unwrap_err();
+    assert!(!posted(&other, "refresh_token").is_empty());
+    assert!(
+        posted(&other, "refresh_token")
+            .iter()
+            .all(|sent| sent == "first-refresh" || other_gave(&other, sent))
+    );
+}
+
+/// Whether the service itself has given this refresh token, by exchanging the configured one.
+fn other_gave(service: &Origin, sent: &str) -> bool {
+    posted(service, "refresh_token").first().is_some_and(|first| first == "first-refresh") && sent.len() == 40
+}
+
+#[tokio::test]
+async fn a_helpers_answer_is_used_until_it_is_refused_and_many_share_one_asking() {
+    let (origin, _) = guarded().await;
+    let folder = tempfile::tempdir().unwrap();
+    let answer = |password: &str| {
+        format!(r#"echo run >> runs; sleep 0.1; echo '{{"Username":"robot","Secret":"{password}"}}'"#)
+    };
+    let lines = super::helper(folder.path(), &answer(SECRET));
+    let runs = || std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
+    let edge = Edge::with(&format!("url = \"{}\"\n{lines}", origin.url()));
+    let repositories: Vec<_> = (0..8).map(|n| format!("library/app{n}")).collect();
+    for repository in &repositories {
+        origin.add_image(repository, "latest", vec![]);
+    }
+    let pulls = repositories.iter().map(|repository| {
+        let route = edge.route_to(repository.parse().unwrap());
+        let client = &edge.client;
+        async move { client.manifest(&route, &"latest".parse().unwrap(), Purpose::Pull).await.unwrap() }
+    });
+    futures_util::future::join_all(pulls).await;
+    assert_eq!(runs(), 1);
+
+    // A cloud's password expires, and its helper knows the next one.
+    origin.require_bearer(BearerConfig { users: vec![("robot".to_owned(), "next".to_owned())], ..bearer() });
+    origin.revoke_tokens();
+    std::fs::write(folder.path().join("script"), answer("next")).unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    edge.manifest("latest").await.unwrap();
+    assert_eq!(runs(), 2);
+
+    // A password that stays wrong does not start a program for every request.
+    origin.require_bearer(BearerConfig { users: Vec::new(), ..bearer() });
+    origin.revoke_tokens();
+    for _ in 0..10 {
+        assert_eq!(edge.manifest("latest").await.unwrap_err().blame(), Blame::Edge);
+    }
+    assert!(runs() <= 3, "{} runs", runs());
+}
+
+#[tokio::test]
+async fn a_helper_that_fails_is_the_operators_business_and_named() {
+    let (origin, _) = guarded().await;
+    let folder = tempfile::tempdir().unwrap();
+    let lines = super::helper(folder.path(), "echo 'the account is locked'; exit 1");
+    let error =
+        Edge::with(&format!("url = \"{}\"\n{lines}", origin.url())).manifest("latest").await.unwrap_err();
+    assert_eq!(error.blame(), Blame::Edge);
+    for part in ["docker-credential-test", "the account is locked"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
 }

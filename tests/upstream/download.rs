@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use clawhub_edge::upstream::FetchConfig;
+use clawhub_edge::oci::ByteRange;
+use clawhub_edge::upstream::{FetchConfig, Purpose};
 use tokio::time::{Instant, timeout};
 
 use super::origin::{Fault, Gate, Origin, synthetic_bytes};
@@ -170,8 +171,7 @@ async fn what_is_no_blob_is_refused_by_its_head_and_the_next_endpoint_asked() {
         let error = alone.fetch(&digest, 0).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");
         assert_eq!(first.count("GET", &digest), 1, "{name}: asking again does not help");
-        let head =
-            alone.client.head_blob(&alone.upstream, &super::repository(), &super::parsed(&digest)).await;
+        let head = alone.client.head_blob(&alone.route(), &super::parsed(&digest), Purpose::Pull).await;
         assert_eq!(head.unwrap_err().kind(), kind, "{name}");
         let edge = Edge::of(&[first.url(), second.url()]);
         assert!(edge.fetch(&digest, 0).await.unwrap() == blob(), "{name}");
@@ -248,4 +248,108 @@ async fn downloads_from_one_endpoint_wait_for_their_turn() {
     assert!(error.to_string().contains("too many downloads"), "{error}");
     drop(first);
     assert!(edge.download(&digest, 0).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_part_is_asked_for_as_a_part_and_ends_where_it_was_to_end() {
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob(REPOSITORY, 1000, 9);
+    let edge = Edge::of(&[origin.url()]);
+    let part = async |start, end| {
+        let digest = super::parsed(&digest);
+        let mut download =
+            edge.client.download(&edge.route(), &digest, ByteRange::new(start, end), None).await.unwrap();
+        (download.size(), download.ignores_range(), rest(&mut download).await.unwrap())
+    };
+    let bytes = synthetic_bytes(1000, 9);
+    assert_eq!(part(100, 200).await, (Some(1000), false, bytes[100..200].to_vec()));
+    assert_eq!(part(900, 5000).await, (Some(1000), false, bytes[900..].to_vec()), "the end is clamped");
+    origin.fault(Fault::on("GET", &digest).ignore_range());
+    assert_eq!(part(100, 200).await, (Some(1000), true, bytes[100..200].to_vec()), "from a whole answer");
+}
+
+#[tokio::test]
+async fn a_registry_that_closes_every_connection_and_names_no_length_gives_everything() {
+    let (origin, digest) = origin().await;
+    origin.add_image(REPOSITORY, "latest", vec![]);
+    origin.fault(Fault::on("GET", &digest).times(1).close_after().chunked().reset_at(MIB));
+    origin.fault(Fault::on("*", "").close_after().chunked());
+    let edge = Edge::of(&[origin.url()]);
+    edge.manifest("latest").await.unwrap();
+    edge.head("latest").await.unwrap();
+    assert!(edge.fetch(&digest, 0).await.unwrap() == blob());
+    assert_eq!(asked(&origin, &digest), [0, MIB]);
+    assert_eq!(origin.connections_accepted(), origin.count("*", ""), "one request each");
+}
+
+/// Redirects to `storage` with a signature.
+fn signed(storage: &Origin, digest: &str, signature: &str) -> Fault {
+    let location = format!("{}/v2/{REPOSITORY}/blobs/{digest}?signature={signature}", storage.url());
+    Fault::on("GET", digest).respond(307, &[("Location", &location)], "")
+}
+
+#[tokio::test]
+async fn a_signature_that_expires_in_the_middle_is_asked_for_anew() {
+    let ((origin, digest), (storage, _)) = (origin().await, origin().await);
+    origin.require_basic("robot", "word");
+    origin.fault(signed(&storage, &digest, "old").times(1));
+    origin.fault(signed(&storage, &digest, "late").times(1));
+    origin.fault(signed(&storage, &digest, "new"));
+    storage.fault(Fault::on("GET", "signature=old").times(1).reset_at(MIB));
+    storage.fault(Fault::on("GET", "signature=old").respond(403, &[], "<Error>Request has expired</Error>"));
+    storage.fault(Fault::on("GET", "signature=late").respond(403, &[], "<Error>Request has expired</Error>"));
+    let lines = format!("url = \"{}\"\nusername = \"robot\"\npassword = \"word\"", origin.url());
+    let edge = Edge::with(&lines);
+    assert!(edge.fetch(&digest, 0).await.unwrap() == blob());
+    assert_eq!(asked(&storage, &digest), [0, MIB, MIB], "with the range, at every storage");
+    assert_eq!(storage.bytes_sent("signature=new"), SIZE - MIB);
+    assert_eq!(storage.count("GET", "signature=old"), 1, "an old signature is never tried again");
+    let given = origin.requests().into_iter().filter(|request| request.status == 307);
+    assert!(given.into_iter().all(|request| request.header("authorization").is_some()));
+    for request in storage.requests() {
+        for header in ["authorization", "via", "cookie", "proxy-authorization"] {
+            assert_eq!(request.header(header), None, "{request:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_chain_of_redirects_keeps_the_range_and_drops_the_credential_for_good() {
+    let ((origin, digest), (middle, _), (storage, _)) = (origin().await, origin().await, origin().await);
+    origin.require_basic("robot", "word");
+    let back = format!("{}/v2/{REPOSITORY}/blobs/{digest}?back=1", origin.url());
+    // Away and home again: whoever has led away could lead anywhere, so nothing goes along.
+    origin.fault(Fault::on("GET", "back=1").before_auth().redirect_to(&storage.url()));
+    origin.fault(Fault::on("GET", &digest).redirect_to(&middle.url()));
+    middle.fault(Fault::on("GET", &digest).respond(302, &[("Location", &back)], ""));
+    let lines = format!("url = \"{}\"\nusername = \"robot\"\npassword = \"word\"", origin.url());
+    assert!(Edge::with(&lines).fetch(&digest, MIB).await.unwrap() == blob()[1 << 20..]);
+    assert_eq!(asked(&storage, &digest), [MIB]);
+    let home = origin.requests().into_iter().find(|request| request.query.contains("back=1")).unwrap();
+    assert_eq!(home.header("authorization"), None);
+    assert_eq!(home.range.as_deref(), Some(format!("bytes={MIB}-").as_str()));
+    for request in storage.requests().iter().chain(&middle.requests()) {
+        assert_eq!((request.header("authorization"), request.header("via")), (None, None), "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pool_that_is_replaced_leaves_the_transfers_on_it_alone() {
+    let (origin, digest) = origin().await;
+    origin.add_image(REPOSITORY, "latest", vec![]);
+    let half = Gate::new();
+    origin.fault(Fault::on("GET", &digest).gate_at(MIB, &half));
+    let fetch = FetchConfig { connection_max_age: Duration::from_millis(20), ..quick() };
+    let edge = Edge::configured(&format!("[upstreams.\"x.example\"]\nurl = \"{}\"\n", origin.url()), fetch);
+    let mut download = edge.download(&digest, 0).await.unwrap();
+    let received = tokio::spawn(async move { rest(&mut download).await });
+    half.reached().await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        edge.manifest("latest").await.unwrap();
+    }
+    assert_eq!(origin.connections_accepted(), 4, "each from a new pool");
+    half.open();
+    assert!(received.await.unwrap().unwrap() == blob());
+    assert_eq!(origin.count("GET", &digest), 1);
 }

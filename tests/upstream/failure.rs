@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clawhub_edge::upstream::{Error, Stage};
+use clawhub_edge::upstream::{Error, Purpose, Stage};
 use tokio::time::Instant;
 
 use super::origin::{Fault, Origin, SilentHost, synthetic_bytes};
@@ -123,4 +123,100 @@ async fn a_rate_limit_is_kept_for_manifests_and_leaves_blobs_alone() {
     assert_eq!(edge.fetch(&digest, 0).await.unwrap(), synthetic_bytes(1000, 3));
     tokio::time::sleep(Duration::from_millis(1_050)).await;
     edge.manifest("latest").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_primary_costs_nothing_while_the_mirror_serves_and_is_the_primary_again_when_it_is_well() {
+    for kind in ["refused", "503"] {
+        let (primary, mirror) = (origin().await, origin().await);
+        if kind == "refused" {
+            primary.vanish().await;
+        } else {
+            primary.fault(Fault::on("*", "").respond(503, &[], ""));
+        }
+        let edge = Edge::of(&[primary.url(), mirror.url()]);
+        let up = || edge.counted("upstream_endpoint_up", &primary.url());
+        assert_eq!(up(), 1);
+        for _ in 0..20 {
+            edge.manifest("latest").await.unwrap();
+        }
+        assert_eq!((up(), mirror.count("GET", "/manifests/")), (0, 20), "{kind}");
+        assert!(primary.count("*", "") <= 5, "{kind}: left alone after a few");
+        // What the mirror does not have is known at once, and not called "not found".
+        let began = Instant::now();
+        assert_eq!(edge.manifest("absent").await.unwrap_err().kind(), "unreachable");
+        assert!(began.elapsed() < Duration::from_millis(20), "{kind}: {:?}", began.elapsed());
+
+        primary.clear_faults();
+        primary.come_back().await;
+        primary.clear_log();
+        let limit = Instant::now() + Duration::from_secs(4);
+        while up() == 0 {
+            assert!(Instant::now() < limit, "{kind}: the primary is not noticed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            edge.manifest("latest").await.unwrap();
+        }
+        mirror.clear_log();
+        edge.manifest("latest").await.unwrap();
+        assert_eq!(mirror.count("*", ""), 0, "{kind}: the order is the operator's");
+    }
+}
+
+#[tokio::test]
+async fn storage_that_fails_behind_a_redirect_does_not_close_its_registry() {
+    let (primary, mirror, storage) = (origin().await, origin().await, Origin::start().await);
+    let digest = primary.add_synthetic_blob(REPOSITORY, 1000, 3);
+    mirror.add_synthetic_blob(REPOSITORY, 1000, 3);
+    primary.fault(Fault::on("GET", &digest).redirect_to(&storage.url()));
+    storage.vanish().await;
+    let edge = Edge::of(&[primary.url(), mirror.url()]);
+    for _ in 0..10 {
+        assert_eq!(edge.fetch(&digest, 0).await.unwrap(), synthetic_bytes(1000, 3));
+    }
+    assert_eq!(edge.counted("upstream_endpoint_up", &primary.url()), 1);
+}
+
+#[tokio::test]
+async fn a_quota_that_runs_out_is_kept_for_pulls_and_the_rest_goes_without_a_request() {
+    let origin = origin().await;
+    let tell = |remaining: &str| {
+        origin.clear_faults();
+        let fault = Fault::on("*", "/manifests/").header("ratelimit-limit", "100;w=21600");
+        origin.fault(fault.header("ratelimit-remaining", remaining));
+    };
+    tell("9;w=21600");
+    let edge = Edge::of(&[origin.url()]);
+    let (route, latest) = (edge.route(), "latest".parse().unwrap());
+    edge.manifest("latest").await.unwrap();
+    assert_eq!(edge.counted("upstream_quota_remaining", "x.example"), 9);
+    assert_eq!(edge.counted("upstream_quota_limit", "x.example"), 100);
+    origin.clear_log();
+    for purpose in [Purpose::Revalidation, Purpose::Background] {
+        let error = edge.client.head_manifest(&route, &latest, purpose).await.unwrap_err();
+        assert!(matches!(error, Error::RateLimited { retry_after: Some(_), .. }), "{error}");
+        assert_eq!(edge.counted("upstream_quota_refusals_total", purpose.as_str()), 1);
+    }
+    assert_eq!(origin.count("*", ""), 0, "no request");
+    edge.manifest("latest").await.unwrap();
+
+    // This registry counts no HEAD, as its answers show: nobody needs to go without one.
+    for _ in 0..2 {
+        edge.head("latest").await.unwrap();
+    }
+    edge.client.head_manifest(&route, &latest, Purpose::Background).await.unwrap();
+    tell("0;w=21600");
+    edge.manifest("latest").await.unwrap();
+    edge.client.head_manifest(&route, &latest, Purpose::Background).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_quota_is_short_leaves_revalidations_to_the_next() {
+    let (first, second) = (origin().await, origin().await);
+    let fault = Fault::on("*", "/manifests/").header("x-ratelimit-limit", "100");
+    first.fault(fault.header("x-ratelimit-remaining", "3"));
+    let edge = Edge::of(&[first.url(), second.url()]);
+    edge.manifest("latest").await.unwrap();
+    let (route, latest) = (edge.route(), "latest".parse().unwrap());
+    edge.client.head_manifest(&route, &latest, Purpose::Revalidation).await.unwrap();
+    assert_eq!(second.count("HEAD", "/manifests/"), 1);
 }

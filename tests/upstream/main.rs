@@ -11,6 +11,8 @@ mod asking;
 mod auth;
 mod download;
 mod failure;
+mod http2;
+mod proxy;
 mod tls;
 
 use std::fmt::Write as _;
@@ -18,10 +20,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawhub_edge::oci::{Digest, Reference, Repository};
-use clawhub_edge::routing::{Routes, RoutingConfig, Upstream};
+use clawhub_edge::oci::{ByteRange, Digest, Reference, Repository, Via};
+use clawhub_edge::routing::{Route, Routes, RoutingConfig, Upstream};
 use clawhub_edge::runtime::{Bytes as Size, ManualClock, Settings, Timestamp};
-use clawhub_edge::upstream::{Client, Download, Error, FetchConfig, Metrics};
+use clawhub_edge::upstream::{Client, Download, Error, FetchConfig, Metrics, Purpose};
 
 use support::origin;
 
@@ -65,8 +67,17 @@ impl Edge {
         Self { client, upstream, clock, metrics: registry }
     }
 
+    /// To the repository of these tests.
+    fn route(&self) -> Route {
+        self.route_to(repository())
+    }
+
+    fn route_to(&self, repository: Repository) -> Route {
+        Route { upstream: Arc::clone(&self.upstream), repository, via: Via::default() }
+    }
+
     async fn download(&self, digest: &str, from: u64) -> Result<Download, Error> {
-        self.client.download(&self.upstream, &repository(), &parsed(digest), from).await
+        self.client.download(&self.route(), &parsed(digest), ByteRange::new(from, u64::MAX), None).await
     }
 
     /// A whole blob, or the error it ends with.
@@ -75,16 +86,16 @@ impl Edge {
     }
 
     async fn manifest(&self, reference: &str) -> Result<clawhub_edge::upstream::FetchedManifest, Error> {
-        self.client.manifest(&self.upstream, &repository(), &reference.parse::<Reference>().unwrap()).await
+        self.client.manifest(&self.route(), &reference.parse::<Reference>().unwrap(), Purpose::Pull).await
     }
 
     async fn head(&self, reference: &str) -> Result<clawhub_edge::upstream::ManifestHead, Error> {
         self.client
-            .head_manifest(&self.upstream, &repository(), &reference.parse::<Reference>().unwrap())
+            .head_manifest(&self.route(), &reference.parse::<Reference>().unwrap(), Purpose::Pull)
             .await
     }
 
-    /// The sum of a counter's values whose labels contain `label`.
+    /// The sum of a counter's or gauge's values whose labels contain `label`.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -97,7 +108,7 @@ impl Edge {
         metrics
             .iter()
             .filter(|metric| label.is_empty() || metric.get_label().iter().any(|pair| pair.value() == label))
-            .map(|metric| metric.get_counter().get_value() as u64)
+            .map(|metric| (metric.get_counter().get_value() + metric.get_gauge().get_value()) as u64)
             .sum()
     }
 }
@@ -130,4 +141,14 @@ fn repository() -> Repository {
 
 fn parsed(digest: &str) -> Digest {
     digest.parse().unwrap()
+}
+
+/// A credential helper that runs `script`, and the lines that configure it.
+fn helper(folder: &Path, script: &str) -> String {
+    std::fs::write(folder.join("script"), script).unwrap();
+    let program = folder.join("docker-credential-test");
+    let scripted = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/docker-credential-scripted");
+    // A link: what a process still has open for writing cannot be run.
+    std::os::unix::fs::symlink(scripted, &program).unwrap();
+    format!("credential_helper = \"{}\"\n", program.display())
 }

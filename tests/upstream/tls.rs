@@ -10,18 +10,18 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use super::Edge;
-use super::origin::sha256;
+use super::origin::{ForwardProxy, sha256};
 
 const BODY: &str = "{\"schemaVersion\":2}";
 
 /// A certificate authority and the files that an operator would have.
-struct Authority {
+pub(super) struct Authority {
     directory: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -37,7 +37,7 @@ impl Authority {
         self.directory.path().join(name).display().to_string()
     }
 
-    fn leaf(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    pub(super) fn leaf(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
@@ -107,7 +107,7 @@ fn ok() -> String {
     format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())
 }
 
-fn with_ca(url: &str, authority: &Authority) -> String {
+pub(super) fn with_ca(url: &str, authority: &Authority) -> String {
     format!("url = \"{url}\"\nca_file = {:?}", authority.file("ca.pem"))
 }
 
@@ -159,4 +159,21 @@ async fn a_redirect_to_plain_http_is_refused() {
     let error = Edge::with(&with_ca(&server.url, &authority)).manifest("latest").await.unwrap_err();
     assert_eq!(error.kind(), "not_a_registry");
     assert!(!error.to_string().contains("signature"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_goes_through_a_proxys_tunnel_and_is_checked_as_ever() {
+    let authority = Authority::new();
+    let server = Server::start(&authority, true, ok());
+    let address = server.url.replace("https://localhost", "127.0.0.1").parse().unwrap();
+    let proxy = ForwardProxy::start(address, Some("Basic bWU6cHJveHktd29yZA=="));
+    let url = format!("http://me:proxy-word@{}", proxy.addr());
+    super::proxy::edge(&with_identity(&server.url, &authority), &url).manifest("latest").await.unwrap();
+    assert_eq!(server.seen(), [true]);
+    let port = address.port();
+    let head = proxy.heads().concat();
+    assert!(head.starts_with(&format!("CONNECT localhost:{port} HTTP/1.1\r\n")), "{head}");
+    let elsewhere = format!("url = \"https://elsewhere.test\"\nca_file = {:?}", authority.file("ca.pem"));
+    let error = super::proxy::edge(&elsewhere, &url).manifest("latest").await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
 }

@@ -7,6 +7,7 @@
 
 mod files;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -17,7 +18,7 @@ use serde::Serialize;
 use self::files::{ClientFile, Files, Target};
 use super::{say, say_words};
 use crate::config::Config;
-use crate::frontend::FrontendConfig;
+use crate::frontend::{FrontendConfig, ListenAddress};
 use crate::routing::{Site, UpstreamName};
 
 /// Which client, and what to tell it.
@@ -224,15 +225,21 @@ impl<'a> Listed<'a> {
 
 /// How others reach the first listener that they can reach, else how this machine does.
 fn own_address(frontend: &FrontendConfig) -> Result<Site> {
-    let addresses = || frontend.listen.iter().map(|listen| listen.address);
-    let address = addresses().find(|address| !address.ip().is_loopback()).or_else(|| addresses().next());
-    let address = address.filter(|address| address.port() != 0);
-    let address = address.context("no listener says how clients reach it; use --edge")?;
+    let listeners = || {
+        frontend.listen.iter().filter_map(|listen| match listen.address {
+            ListenAddress::Tcp(address) if address.port() != 0 => Some((address, listen.tls.is_some())),
+            ListenAddress::Tcp(_) | ListenAddress::Unix(_) | ListenAddress::Systemd(_) => None,
+        })
+    };
+    let is_reached_by_others = |(address, _): &(SocketAddr, bool)| !address.ip().is_loopback();
+    let listener = listeners().find(is_reached_by_others).or_else(|| listeners().next());
+    let (address, tls) = listener.context("no listener says how clients reach it; use --edge")?;
+    let scheme = if tls { "https" } else { "http" };
     let url = if address.ip().is_unspecified() {
         let name = rustix::system::uname();
-        format!("http://{}:{}", name.nodename().to_string_lossy(), address.port())
+        format!("{scheme}://{}:{}", name.nodename().to_string_lossy(), address.port())
     } else {
-        format!("http://{address}")
+        format!("{scheme}://{address}")
     };
     url.parse().with_context(|| format!("{url}; use --edge"))
 }

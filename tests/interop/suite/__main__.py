@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import matrix
 from . import scenarios as _register_all  # noqa: F401
-from .images import open_library
+from .clients import CLIENTS
 from .lab import Lab, scenarios
-from .machine import Workspace
+from .machine import Workspace, expect
+from .recipe import open_library
 from .report import Report, Stopped
+from .tools import open_tools
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def main():
@@ -27,11 +31,13 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     binary = None if options.peer else options.edge.resolve() if options.edge else build()
     report = Report(options.keep_going)
-    workspace = Workspace(options.verbose)
+    cache = cache_folder()
+    workspace = Workspace(open_tools(cache), options.verbose)
     succeeded = False
     try:
-        lab = Lab(workspace, open_library(cache_folder(), workspace), report, binary, options.peer, options.compare)
+        lab = Lab(workspace, open_library(cache, workspace), report, binary, options.peer, options.compare)
         run_all(lab, chosen)
+        show_matrix(lab, options.matrix_write)
     except Stopped:
         pass
     finally:
@@ -48,6 +54,20 @@ def run_all(lab, chosen):
             run(lab)
 
 
+def show_matrix(lab, write_it):
+    """Prints what the pulls have shown; writes it into the README only if asked, and only if it is all of it."""
+    if lab.matrix.is_empty:
+        return
+    print(f"\n{lab.matrix}", flush=True)
+    if not lab.matrix.is_complete(CLIENTS):
+        return
+    if write_it:
+        matrix.write(lab.matrix, README)
+    elif not lab.peer:
+        with lab.check("the matrix is the one in tests/interop/README.md"):
+            expect(matrix.is_written(lab.matrix, README), "it is another; tests/interop/run --matrix-write writes it")
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="tests/interop/run", description=__doc__)
     parser.add_argument("--edge", type=Path, metavar="PATH", help="the binary to test; default: build it for release")
@@ -55,6 +75,7 @@ def parse_arguments():
     parser.add_argument("--compare", action="store_true", help="also send the crowd to distribution, for its figures")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only scenarios whose name contains TEXT")
     parser.add_argument("--list", action="store_true", help="print the scenarios' names and end")
+    parser.add_argument("--matrix-write", action="store_true", help="write what all pulls show into README.md")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failed check")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every client command")
     return parser.parse_args()
@@ -66,9 +87,11 @@ def build():
 
 
 def cache_folder():
-    """Where the made images are kept between runs."""
+    """Where the made images and the built clients are kept between runs."""
     fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clawhub-edge-interop"
-    return Path(os.environ.get("CLAWHUB_INTEROP_CACHE", fallback))
+    folder = Path(os.environ.get("CLAWHUB_INTEROP_CACHE", fallback))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 sys.exit(main())

@@ -30,7 +30,7 @@ def _settings(**settings):
 class Edge:
     """A `clawhub-edge serve` with a store of its own that survives `stop`, `kill` and `start`."""
 
-    def __init__(self, binary, workspace, upstreams, *, default=None, ttl="5m", log_level="info", address=None):
+    def __init__(self, binary, workspace, upstreams, *, default=None, ttl="5m", log_level="info", address=None, listeners=""):
         self.port = free_port()
         self.log = workspace.log("edge")
         self._binary = binary
@@ -40,7 +40,7 @@ class Edge:
         self.configuration = self._folder / "clawhub-edge.toml"
         sections = [
             ["[store]", *_settings(directory=str(self.store))],
-            ["[[listen]]", *_settings(address=address or self.location)],
+            ["[[listen]]", *_settings(address=address or self.location), listeners],
             ["[routing]", *_settings(default_upstream=default)],
             ["[tags]", *_settings(ttl=ttl, stale_if_error="30d")],
             ["[log]", *_settings(format="json", level=log_level)],
@@ -60,6 +60,14 @@ class Edge:
     def path(self, upstream_name, repository):
         """The URL path of a repository, for requests that name the upstream by path."""
         return f"/v2/{upstream_name}/{repository}"
+
+    def client_files(self, client, upstream_name, *options):
+        """What `client-config` prints to point `client` at this edge, path to content."""
+        printed = self._workspace.command(
+            self._binary, "--config", self.configuration, "client-config", client, f"--upstream={upstream_name}",
+            "--json", *options,
+        )  # fmt: skip
+        return {file["path"]: file["content"] for file in json.loads(printed)}
 
     def spawn(self):
         """Starts the process without waiting for anything."""
@@ -119,6 +127,9 @@ class Distribution:
 
     def path(self, _upstream_name, repository):
         return f"/v2/{repository}"
+
+    def client_files(self, client, upstream_name, *options):
+        return self._registry.client_files(client, upstream_name, *options)
 
     def restart(self):
         self._registry.stop()

@@ -2,6 +2,7 @@
 
 from .edge import Distribution, Edge, upstream
 from .machine import Process
+from .matrix import Matrix
 from .origin import Origin
 
 _SCENARIOS = {}
@@ -31,6 +32,7 @@ class Lab:
         self.library = library
         self.peer = peer
         self.compare = compare
+        self.matrix = Matrix()
         self._report = report
         self._binary = binary
         self._edge = None

@@ -120,7 +120,8 @@ class CommandFailed(Unmet):
 class Workspace:
     """The temporary folder of one run: `logs/` is worth keeping after a failure, `data/` is not."""
 
-    def __init__(self, verbose=False):
+    def __init__(self, tools, verbose=False):
+        self._tools = tools
         self.root = Path(tempfile.mkdtemp(prefix="clawhub-interop-"))
         self.logs = self.root / "logs"
         self.data = self.root / "data"
@@ -139,6 +140,10 @@ class Workspace:
         """The path of a new log file."""
         return self.logs / f"{self._unique(name)}.log"
 
+    def tool(self, name):
+        """The path of a command that the suite has built for itself."""
+        return self._tools / name
+
     def home(self, registries_conf=""):
         """A home directory whose `registries.conf` and trust policy are the only ones a client sees."""
         home = self.folder("home")
@@ -148,8 +153,11 @@ class Workspace:
         (containers / "registries.conf").write_text("unqualified-search-registries = []\n" + registries_conf)
         return home
 
-    def command(self, *argv, home=None, timeout=300, **variables):
-        """Runs a client to its end and returns what it printed; raises `CommandFailed` with its words."""
+    def command(self, *argv, home=None, timeout=300, with_errors=False, **variables):
+        """Runs a client to its end and returns what it printed, to stderr also when `with_errors`.
+
+        Raises `CommandFailed` with its words.
+        """
         argv = [str(word) for word in argv]
         if self.verbose:
             print(f"      $ {' '.join(argv)}", flush=True)
@@ -162,7 +170,7 @@ class Workspace:
         )
         if result.returncode != 0:
             raise CommandFailed(argv, result)
-        return result.stdout.decode()
+        return ((result.stderr if with_errors else b"") + result.stdout).decode()
 
     def environment(self, home=None, **variables):
         """A small environment: no proxy, no credential and no setting of the caller's gets in."""

@@ -7,6 +7,7 @@ from itertools import count
 
 from . import wire
 from .machine import Process, free_port, is_listening, wait_until
+from .plain import plain_files
 
 USERNAME = "puller"
 PASSWORD = "correct horse battery staple 4711"
@@ -47,13 +48,13 @@ class Request:
 class Origin:
     """A docker-registry on a storage directory; use it as a context manager."""
 
-    def __init__(self, workspace, storage, *, private=False, writable=False, extra=""):
-        self.name = "private.test" if private else "origin.test"
+    def __init__(self, workspace, storage, *, name="origin.test", private=False, writable=False, extra=""):
+        self.name = name
         self.port = free_port()
         self.credential = (USERNAME, PASSWORD) if private else None
         self._workspace = workspace
-        self._log = workspace.log(self.name)
-        self._configuration = workspace.folder(self.name) / "config.yml"
+        self._log = workspace.log("origin")
+        self._configuration = workspace.folder("origin") / "config.yml"
         if private:
             extra += self._htpasswd()
         self._configuration.write_text(
@@ -71,6 +72,14 @@ class Origin:
     @property
     def url(self):
         return f"http://{self.location}"
+
+    def prefix(self, _upstream_name):
+        """Where its repositories begin, for clients that are pointed straight at it."""
+        return self.location
+
+    def client_files(self, client, upstream_name, *_options):
+        """The files that point `client` straight at it, path to content."""
+        return plain_files(client, self.location, upstream_name)
 
     def start(self):
         argv = ["docker-registry", "serve", self._configuration]
@@ -116,11 +125,23 @@ class Origin:
         return f"auth:\n  htpasswd: {{realm: interop, path: {users}}}\n"
 
 
+def excess(requests, image, allowed):
+    """The digests of which more than `allowed` times their size was downloaded, in one piece or in ranges."""
+    sent = Counter()
+    for digest, request in _content_of(requests, image):
+        sent[digest] += request.size
+    sizes = {digest: image.library.size(digest) for digest in sent}
+    return {digest: size for digest, size in sent.items() if size > allowed * sizes[digest]}
+
+
 def downloads(requests, image):
     """How often each digest of `image`'s repository was downloaded; a tag counts as what it points at."""
-    counts = Counter()
+    return Counter(digest for digest, _ in _content_of(requests, image))
+
+
+def _content_of(requests, image):
+    """The downloads of `image`'s repository, each with its digest."""
     for request in requests:
         content = _CONTENT.match(request.path)
         if request.method == "GET" and request.status < 300 and content and content["repository"] == image.repository:
-            counts[image.digest if content["reference"] == image.tag else content["reference"]] += 1
-    return counts
+            yield image.digest if content["reference"] == image.tag else content["reference"], request

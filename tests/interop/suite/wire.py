@@ -1,5 +1,6 @@
 """One HTTP request at a time, for what no container client shows."""
 
+import base64
 import http.client
 import json
 import time
@@ -57,3 +58,8 @@ def ask(port, method, path, body=None, timeout=60, **headers):
 
 def expect_status(answer, *allowed):
     expect(answer.status in allowed, f"expected {' or '.join(map(str, allowed))}, got {answer}")
+
+
+def basic(username, password):
+    """The Basic credential of a login (RFC 7617), without the scheme."""
+    return base64.b64encode(f"{username}:{password}".encode()).decode()

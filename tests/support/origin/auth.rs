@@ -21,6 +21,12 @@ pub struct BearerConfig {
     pub service: String,
     /// User names and passwords.
     pub users: Vec<(String, String)>,
+    /// Identity tokens, each of which stands for the user of its name.
+    pub identity_tokens: Vec<(String, String)>,
+    /// Whether an identity token is good for one use, which gives the next one.
+    pub rotates: bool,
+    /// Whether `GET` is answered with 405.
+    pub post_only: bool,
     /// Whether a token request without a credential is granted.
     pub anonymous_allowed: bool,
     /// Announced in seconds and really honoured.
@@ -33,6 +39,9 @@ impl Default for BearerConfig {
             realm: None,
             service: "origin.test".to_owned(),
             users: Vec::new(),
+            identity_tokens: Vec::new(),
+            rotates: false,
+            post_only: false,
             anonymous_allowed: true,
             expires_in: Duration::from_mins(5),
         }
@@ -115,32 +124,64 @@ impl Auth {
         }
     }
 
-    /// Answers `GET /token`.
+    /// Answers `GET /token` and `POST /token`.
     pub(super) fn issue(&mut self, request: &Request) -> Answer {
-        let Scheme::Bearer(config) = &self.scheme else {
+        let Scheme::Bearer(config) = &mut self.scheme else {
             return Answer::error(404, "UNSUPPORTED", "this origin issues no tokens");
         };
-        if request.method != "GET" {
-            return Answer::error(405, "UNSUPPORTED", "only GET");
+        let posted = request.method == "POST";
+        if !posted && (config.post_only || request.method != "GET") {
+            return Answer::error(405, "UNSUPPORTED", "another method");
         }
-        if request.parameter("service").is_some_and(|service| service != config.service) {
+        let parameter = |name: &str| if posted { request.field(name) } else { request.parameter(name) };
+        if parameter("service").is_some_and(|service| service != config.service) {
             return Answer::error(400, "UNSUPPORTED", "another service");
         }
-        let user = match (request.header("authorization"), basic(request)) {
-            (None, _) if config.anonymous_allowed => None,
-            (Some(_), Some(given)) if config.users.contains(&given) => Some(given.0),
+        let refused = || Answer::new(400, "application/json", r#"{"error":"invalid_grant"}"#);
+        let mut refresh_token = None;
+        let user = match (parameter("grant_type").as_deref(), request.header("authorization"), basic(request))
+        {
+            (Some("refresh_token"), None, _) => {
+                let sent = parameter("refresh_token").unwrap_or_default();
+                let Some(known) = config.identity_tokens.iter_mut().find(|(_, token)| *token == sent) else {
+                    return refused();
+                };
+                if config.rotates {
+                    known.1 = random();
+                }
+                refresh_token = Some(known.1.clone());
+                Some(known.0.clone())
+            }
+            (Some("password"), None, _) => {
+                let given =
+                    (parameter("username").unwrap_or_default(), parameter("password").unwrap_or_default());
+                if !config.users.contains(&given) {
+                    return refused();
+                }
+                Some(given.0)
+            }
+            (None, None, _) if config.anonymous_allowed && !posted => None,
+            (None, Some(_), Some(given)) if config.users.contains(&given) && !posted => Some(given.0),
             _ => return unauthorized(r#"Basic realm="token""#),
         };
-        let repositories = request
-            .parameters("scope")
+        let lifetime = config.expires_in;
+        let scopes: Vec<_> = if posted {
+            request.field("scope").into_iter().collect()
+        } else {
+            request.parameters("scope").collect()
+        };
+        let repositories = scopes
+            .iter()
             .flat_map(|scopes| scopes.split(' ').map(str::to_owned).collect::<Vec<_>>())
             .filter_map(|scope| pulled(&scope).map(str::to_owned))
             .filter(|name| self.may_read(user.as_deref(), name))
             .collect();
-        let token = hex(&std::array::from_fn::<u8, 20, _>(|_| fastrand::u8(..)));
-        let lifetime = config.expires_in;
+        let token = random();
         self.tokens.insert(token.clone(), Token { repositories, expires: Instant::now() + lifetime });
-        let document = json!({ "token": token, "access_token": token, "expires_in": lifetime.as_secs() });
+        let mut document = json!({ "token": token, "access_token": token, "expires_in": lifetime.as_secs() });
+        if let Some(token) = refresh_token {
+            document["refresh_token"] = token.into();
+        }
         Answer::json(&document)
     }
 
@@ -152,8 +193,18 @@ impl Auth {
     }
 }
 
+fn random() -> String {
+    hex(&std::array::from_fn::<u8, 20, _>(|_| fastrand::u8(..)))
+}
+
+/// What stands for the catalogue among the repositories of a token.
+const CATALOG: &str = "_catalog";
+
 /// The repository of a `repository:<name>:<actions>` scope that asks for pull.
 fn pulled(scope: &str) -> Option<&str> {
+    if scope == "registry:catalog:*" {
+        return Some(CATALOG);
+    }
     let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
     actions.split(',').any(|action| action == "pull" || action == "*").then_some(name)
 }
@@ -161,7 +212,9 @@ fn pulled(scope: &str) -> Option<&str> {
 fn challenge(config: &BearerConfig, repository: Option<&str>, url: &str, fault: &str) -> String {
     let realm = config.realm.clone().unwrap_or_else(|| format!("{url}/token"));
     let mut text = format!(r#"Bearer realm="{realm}",service="{}""#, config.service);
-    if let Some(name) = repository {
+    if repository == Some(CATALOG) {
+        text += r#",scope="registry:catalog:*""#;
+    } else if let Some(name) = repository {
         text += &format!(r#",scope="repository:{name}:pull""#);
     }
     if !fault.is_empty() {

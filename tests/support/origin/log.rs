@@ -19,6 +19,7 @@ pub struct Logged {
     /// As sent, without the question mark.
     pub query: String,
     pub headers: Vec<(String, String)>,
+    pub body: String,
     /// 0 until the answer has begun.
     pub status: u16,
     /// Body bytes that the kernel has taken so far, chunk framing not counted.
@@ -70,6 +71,7 @@ impl Log {
             path: request.path.clone(),
             query: request.query.clone(),
             headers: request.headers.clone(),
+            body: request.body.clone(),
             status: 0,
             body_bytes_sent: 0,
             range: request.header("range").map(str::to_owned),

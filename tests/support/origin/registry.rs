@@ -152,6 +152,9 @@ impl Registry {
         if path == "/v2/" || path == "/v2" {
             return Answer::json(&json!({}));
         }
+        if path == "/v2/_catalog" {
+            return self.catalog(request);
+        }
         let Some((name, route)) = Route::parse(&path) else {
             return Answer::error(404, "NAME_UNKNOWN", "no such path");
         };
@@ -163,6 +166,22 @@ impl Registry {
             Route::Blob(digest) => self.blob(repository, digest),
             Route::Tags => repository.tags(name, request),
             Route::Referrers(digest) => repository.referrers(digest),
+        }
+    }
+
+    fn catalog(&self, request: &Request) -> Answer {
+        let mut names: Vec<_> = self.repositories.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        let last = request.parameter("last").unwrap_or_default();
+        let limit = request.parameter("n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
+        let mut rest = names.into_iter().filter(|name| *name > last.as_str());
+        let page: Vec<_> = rest.by_ref().take(limit).collect();
+        let answer = Answer::json(&json!({ "repositories": page }));
+        match (page.last(), rest.next()) {
+            (Some(name), Some(_)) => {
+                answer.with("Link", &format!("</v2/_catalog?last={name}&n={limit}>; rel=\"next\""))
+            }
+            _ => answer,
         }
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -33,6 +33,7 @@ pub(super) struct Request {
     pub(super) path: String,
     pub(super) query: String,
     pub(super) headers: Vec<(String, String)>,
+    pub(super) body: String,
     persistent: bool,
 }
 
@@ -54,13 +55,14 @@ impl Request {
         self.parameters(name).next()
     }
 
+    /// A decoded field of a posted form.
+    pub(super) fn field(&self, name: &str) -> Option<String> {
+        values(&self.body, name).next()
+    }
+
     /// The decoded values of a query parameter that may repeat.
     pub(super) fn parameters(&self, name: &str) -> impl Iterator<Item = String> {
-        self.query
-            .split('&')
-            .filter_map(|pair| pair.split_once('='))
-            .filter(move |(key, _)| *key == name)
-            .map(|(_, value)| decode(&value.replace('+', " ")))
+        values(&self.query, name)
     }
 
     fn parse(head: &str) -> Option<Self> {
@@ -79,8 +81,18 @@ impl Request {
             query: query.to_owned(),
             persistent: version == "HTTP/1.1" && !close,
             headers,
+            body: String::new(),
         })
     }
+}
+
+/// The decoded values of a name in a query or a form.
+fn values(encoded: &str, name: &str) -> impl Iterator<Item = String> {
+    encoded
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .filter(move |(key, _)| *key == name)
+        .map(|(_, value)| decode(&value.replace('+', " ")))
 }
 
 /// The first header of this name.
@@ -235,27 +247,17 @@ impl Connection<'_> {
             }
         };
         let head = self.inbox.split_to(end + 4);
-        let request = std::str::from_utf8(&head[..end]).ok().and_then(Request::parse);
-        if let Some(request) = &request {
+        let mut request = std::str::from_utf8(&head[..end]).ok().and_then(Request::parse);
+        if let Some(request) = &mut request {
             let length = request.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
-            self.discard(length).await?;
+            while self.inbox.len() < length {
+                if self.stream.read_buf(&mut self.inbox).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            request.body = String::from_utf8_lossy(&self.inbox.split_to(length)).into_owned();
         }
         Ok(request)
-    }
-
-    /// Reads over a request's body.
-    async fn discard(&mut self, mut length: usize) -> io::Result<()> {
-        loop {
-            let here = length.min(self.inbox.len());
-            self.inbox.advance(here);
-            length -= here;
-            if length == 0 {
-                return Ok(());
-            }
-            if self.stream.read_buf(&mut self.inbox).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
     }
 
     async fn send_body(&mut self, response: &Response, entry: &Entry) -> io::Result<Option<Ending>> {

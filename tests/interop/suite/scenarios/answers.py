@@ -78,7 +78,7 @@ def borders(lab):
     layer = image.layers()[0]
     with lab.origin() as origin, Origin(lab.workspace, lab.workspace.folder("empty")) as empty:
         parts = [upstream(origin.name, origin.url), upstream("empty.test", empty.url)]
-        with lab.edge_of(parts) as edge, Skopeo(lab.workspace, edge, origin.name) as client:
+        with lab.edge_of(parts) as edge, Skopeo(lab.workspace, edge) as client:
             client.pull(image)
             for name, repository in ((origin.name, other.repository), ("empty.test", image.repository)):
                 with lab.check(f"{name}/{repository} does not answer for what {image.repository} holds"):
@@ -116,7 +116,7 @@ def naming(lab):
 
     with lab.origin() as origin, lab.edge(origin) as inner:
         parts = [upstream(origin.name, f"http://{inner.location}", prefix=origin.name)]
-        with lab.edge_of(parts) as outer, Skopeo(lab.workspace, outer, origin.name) as client:
+        with lab.edge_of(parts) as outer, Skopeo(lab.workspace, outer) as client:
             with lab.check("an edge behind an edge, by its endpoint's prefix: cold, and with all behind it stopped"):
                 expect(client.pull(image) >= image.blobs(), "something else arrived")
                 inner.stop()

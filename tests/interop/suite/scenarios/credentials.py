@@ -18,7 +18,7 @@ def credentials(lab):
         with lab.check("the origin refuses a caller without one"):
             wire.expect_status(wire.ask(origin.port, "GET", f"/v2/{image.repository}/manifests/latest"), 401)
 
-        with lab.edge(origin, log_level="trace") as edge, Skopeo(lab.workspace, edge, origin.name) as client:
+        with lab.edge(origin, log_level="trace") as edge, Skopeo(lab.workspace, edge) as client:
             client.pull(image)
             path = f"{edge.path(origin.name, image.repository)}/manifests/"
             for unusual in ("absent", "%00", "latest?ns=elsewhere.test"):

@@ -149,15 +149,20 @@ def open_original(lab, digest):
 
 
 class Client(threading.Thread):
-    """Downloads `path` and compares every byte with `original`; `leave_at` makes it hang up at that offset."""
+    """Downloads `path`, from byte `first` on if that is given, and compares every byte with `original`; `leave_at`
+    makes it hang up at that offset.
+    """
 
-    def __init__(self, port, path, original, link, already_sent=0, start=None, leave_at=None):
+    def __init__(self, port, path, original, link, already_sent=0, start=None, leave_at=None, first=None):
         super().__init__(daemon=True)
         self.outcome = "did not start"
         self.origin_bytes_at_first_byte = 1 << 62
-        self.received = 0
+        # counted from the front of the blob
+        self.received = first or 0
         self.ended = 0.0
-        self._request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+        self._status = b"200" if first is None else b"206"
+        part = "" if first is None else f"Range: bytes={first}-\r\n"
+        self._request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{part}Connection: close\r\n\r\n".encode()
         self._port = port
         self._original = original
         self._link = link
@@ -178,7 +183,7 @@ class Client(threading.Thread):
 
     def _read(self, connection):
         head, body = self._read_head(connection)
-        if not head.startswith(b"HTTP/1.1 200 "):
+        if not head.startswith(b"HTTP/1.1 %s " % self._status):
             return head.decode(errors="replace")
         self.origin_bytes_at_first_byte = self._link.sent - self._already_sent
         with memoryview(self._original) as original:

@@ -22,7 +22,7 @@ _SMALL_CHANGE = 64 * 1024
 def killed_edge(lab):
     image = lab.library["large"]
     with lab.origin() as origin, Link(origin.port, RATE) as link:
-        with lab.edge(origin, url=link.url) as edge, Skopeo(lab.workspace, edge, origin.name) as client:
+        with lab.edge(origin, url=link.url) as edge, Skopeo(lab.workspace, edge) as client:
             with lab.check("the client's pull breaks with it") as figure:
                 with _in_background(client, image) as first_pull:
                     wait_until(lambda: link.sent > LARGE_LAYER_SIZE / 2, "half of the layer was sent", 30)
@@ -40,7 +40,7 @@ def killed_edge(lab):
 def reset_origin(lab):
     image = lab.library["large"]
     with lab.origin() as origin, Link(origin.port, 3 * RATE) as link:
-        with lab.edge(origin, url=link.url) as edge, Skopeo(lab.workspace, edge, origin.name) as client:
+        with lab.edge(origin, url=link.url) as edge, Skopeo(lab.workspace, edge) as client:
             link.cut_at(LARGE_LAYER_SIZE // 2)
             with lab.check("the client's transfer completes without noticing"):
                 expect(client.pull(image) >= image.blobs(), "something else arrived")

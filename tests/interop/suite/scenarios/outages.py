@@ -14,7 +14,7 @@ _SOON = 2.0
 @scenario("outages")
 def outages(lab):
     cached, uncached = lab.library["layers"], lab.library["umoci"]
-    with lab.origin() as origin, lab.edge(origin, ttl="0s") as edge, Skopeo(lab.workspace, edge, origin.name) as client:
+    with lab.origin() as origin, lab.edge(origin, ttl="0s") as edge, Skopeo(lab.workspace, edge) as client:
         client.pull(cached)
         origin.stop()
 

@@ -12,7 +12,7 @@ from ..origin import Origin
 
 @scenario("tags: a list of 2,000", for_any_cache=True)
 def a_list_of_2000(lab):
-    with lab.origin() as origin, lab.cache(origin) as edge, Skopeo(lab.workspace, edge, origin.name) as client:
+    with lab.origin() as origin, lab.cache(origin) as edge, Skopeo(lab.workspace, edge) as client:
         held = sorted(wire.ask(origin.port, "GET", "/v2/apps/many-tags/tags/list").json["tags"])
         with lab.check("skopeo list-tags shows what the origin has"):
             listed = client.tags("apps/many-tags")
@@ -31,7 +31,7 @@ def a_list_of_2000(lab):
 def pushed_and_moved(lab):
     storage = lab.workspace.folder("pushed")
     with Origin(lab.workspace, storage, writable=True) as origin:
-        with lab.edge(origin, ttl="0s") as edge, Skopeo(lab.workspace, edge, origin.name) as client:
+        with lab.edge(origin, ttl="0s") as edge, Skopeo(lab.workspace, edge) as client:
             path = f"{edge.path(origin.name, 'apps/layers')}/manifests/latest"
             with lab.check("a tag that is not there is 404 MANIFEST_UNKNOWN or NAME_UNKNOWN"):
                 answer = wire.ask(edge.port, "GET", path)

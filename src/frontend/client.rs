@@ -1,0 +1,222 @@
+//! Who is at the other end of a connection, and for whom it speaks.
+//!
+//! An address in a header is believed only from a trusted proxy, and only as far as trusted proxies wrote it: the
+//! rightmost address that is none of theirs. Everything further left may be the client's own invention.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hyper::HeaderMap;
+use hyper::header::{self, HeaderName};
+use ipnet::IpNet;
+
+use crate::runtime::Setting;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// A network of trusted proxies, as in `10.0.0.0/8`, or one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+impl Network {
+    fn contains(&self, ip: IpAddr) -> bool {
+        self.0.contains(&ip.to_canonical())
+    }
+}
+
+impl Setting for Network {
+    const EXPECTED: &'static str = "a network such as \"10.0.0.0/8\" or an address";
+    fn from_text(text: &str) -> Result<Self, String> {
+        let network = text.parse::<IpNet>().or_else(|error| match text.parse::<IpAddr>() {
+            Ok(address) => Ok(IpNet::from(address)),
+            Err(_) => Err(error.to_string()),
+        })?;
+        Ok(Self(network))
+    }
+    fn to_text(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// Where a connection, or what it speaks for, comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// An address with a port.
+    Socket(SocketAddr),
+    /// An address that a proxy wrote into a header.
+    Forwarded(IpAddr),
+    /// A process on this machine, through a Unix socket.
+    Unix,
+}
+
+impl Source {
+    /// An IPv4 address stays one on a socket that takes both families.
+    pub(super) fn socket(address: SocketAddr) -> Self {
+        Self::Socket(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+
+    /// Whether it is among the trusted proxies. The other end of a Unix socket is as soon as any are named: only who
+    /// may open its file comes in there.
+    pub(super) fn is_trusted(self, proxies: &[Network]) -> bool {
+        match self {
+            Self::Socket(address) => proxies.iter().any(|network| network.contains(address.ip())),
+            Self::Forwarded(ip) => proxies.iter().any(|network| network.contains(ip)),
+            Self::Unix => !proxies.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Forwarded(ip) => ip.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// What is known of a connection over TLS.
+#[derive(Debug)]
+pub(super) struct Secured {
+    pub(super) version: &'static str,
+    /// Who the client is by its certificate, which was verified.
+    pub(super) certificate: Option<String>,
+}
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// The peer of the socket, or whom a PROXY header named.
+    pub(super) source: Source,
+    pub(super) tls: Option<Arc<Secured>>,
+    pub(super) trusted_proxies: Arc<[Network]>,
+}
+
+impl Client {
+    /// Whom a request with these headers comes from.
+    pub(super) fn of_request(&self, headers: &HeaderMap) -> Source {
+        if !self.source.is_trusted(&self.trusted_proxies) {
+            return self.source;
+        }
+        let values =
+            |name: HeaderName| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        let by_forwarded = self.walk(values(header::FORWARDED).flat_map(elements).map(forwarded_for));
+        let by_x_forwarded = self.walk(values(X_FORWARDED_FOR).flat_map(|value| value.split(',')));
+        match (by_forwarded, by_x_forwarded) {
+            (Some(one), Some(other)) if one == other => one,
+            // A proxy writes one of the two and lets the other pass: what the client made up is one of them.
+            (Some(_), Some(_)) | (None, None) => self.source,
+            (Some(source), None) | (None, Some(source)) => source,
+        }
+    }
+
+    /// From the last hop to the first, as long as trusted proxies speak. `None` without any hop.
+    fn walk<'h>(&self, hops: impl Iterator<Item = &'h str>) -> Option<Source> {
+        let hops: Vec<_> = hops.collect();
+        let mut told = None;
+        for hop in hops.into_iter().rev() {
+            // "unknown" and obfuscated names hide what a trusted proxy has seen: no further.
+            let Some(ip) = node(hop.trim()) else { break };
+            let source = Source::Forwarded(ip);
+            told = Some(source);
+            if !source.is_trusted(&self.trusted_proxies) {
+                break;
+            }
+        }
+        told
+    }
+}
+
+/// The elements of a `Forwarded` value. Quoted commas only occur in what is no address.
+fn elements(value: &str) -> impl DoubleEndedIterator<Item = &str> {
+    value.split(',')
+}
+
+/// The `for` of one element (RFC 7239, section 5.2); an element without one hides its client, which is not the same
+/// as no element: what stands left of it was not written by a proxy that is known.
+fn forwarded_for(element: &str) -> &str {
+    let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
+    let mut named = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
+    named.next().map_or("", |(_, node)| node.trim().trim_matches('"'))
+}
+
+/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]` and `[2001:db8::1]:80`.
+fn node(text: &str) -> Option<IpAddr> {
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let ip = text.parse().ok().or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip())).or_else(bracketed);
+    ip.map(|ip: IpAddr| ip.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(source: &str, proxies: &[&str]) -> Client {
+        let source = match source {
+            "unix" => Source::Unix,
+            address => Source::socket(address.parse().unwrap()),
+        };
+        let trusted_proxies = proxies.iter().map(|network| Network::from_text(network).unwrap()).collect();
+        Client { source, tls: None, trusted_proxies }
+    }
+
+    fn seen(client: &Client, headers: &[(&str, &str)]) -> String {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        client.of_request(&map).to_string()
+    }
+
+    #[test]
+    fn a_client_cannot_name_itself() {
+        let stranger = client("203.0.113.9:4000", &["10.0.0.0/8"]);
+        assert_eq!(seen(&stranger, &[("x-forwarded-for", "1.2.3.4")]), "203.0.113.9:4000");
+        let nobody_trusted = client("unix", &[]);
+        assert_eq!(seen(&nobody_trusted, &[("forwarded", "for=1.2.3.4")]), "unix");
+    }
+
+    #[test]
+    fn the_rightmost_address_that_no_trusted_proxy_has_is_the_client() {
+        let proxied = client("[::ffff:10.0.0.1]:4000", &["10.0.0.0/8", "2001:db8::/32"]);
+        for (value, expected) in [
+            ("198.51.100.7", "198.51.100.7"),
+            ("1.2.3.4, 198.51.100.7", "198.51.100.7"),
+            ("1.2.3.4, 198.51.100.7, 10.1.1.1", "198.51.100.7"),
+            ("198.51.100.7:1234,10.1.1.1:99", "198.51.100.7"),
+            ("::ffff:198.51.100.7", "198.51.100.7"),
+            ("10.2.2.2, 10.1.1.1", "10.2.2.2"),
+            ("unknown, 10.1.1.1", "10.1.1.1"),
+            ("nonsense", "10.0.0.1:4000"),
+        ] {
+            assert_eq!(seen(&proxied, &[("x-forwarded-for", value)]), expected, "{value}");
+        }
+        let lines = [("x-forwarded-for", "1.2.3.4"), ("x-forwarded-for", "198.51.100.7")];
+        assert_eq!(seen(&proxied, &lines), "198.51.100.7");
+        assert_eq!(seen(&proxied, &[]), "10.0.0.1:4000");
+    }
+
+    #[test]
+    fn forwarded_is_read_as_its_rfc_writes_it() {
+        let proxied = client("unix", &["10.0.0.0/8"]);
+        for (value, expected) in [
+            ("for=198.51.100.7;proto=https;by=10.0.0.1", "198.51.100.7"),
+            ("proto=https; For=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"),
+            ("for=1.2.3.4, for=198.51.100.7, for=\"10.0.0.5:80\"", "198.51.100.7"),
+            ("for=_hidden", "unix"),
+            ("for=1.2.3.4, proto=https", "unix"),
+        ] {
+            assert_eq!(seen(&proxied, &[("forwarded", value)]), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn two_headers_that_disagree_are_believed_neither() {
+        let proxied = client("10.0.0.1:4000", &["10.0.0.1"]);
+        let both = |one, other| [("forwarded", one), ("x-forwarded-for", other)];
+        assert_eq!(seen(&proxied, &both("for=198.51.100.7", "198.51.100.7")), "198.51.100.7");
+        assert_eq!(seen(&proxied, &both("for=1.2.3.4", "198.51.100.7")), "10.0.0.1:4000");
+    }
+}

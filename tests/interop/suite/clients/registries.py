@@ -1,0 +1,64 @@
+"""The clients that treat a registry as a registry: crane and oras. They know no mirrors, so the cache is in the name."""
+
+import json
+import shutil
+
+from ..images import PLATFORM
+from .base import Client, digests_in
+
+
+class Crane(Client):
+    label = "crane by path prefix"
+
+    def pull(self, image, platform=PLATFORM):
+        """Saves one platform's image as an OCI layout; all its blobs."""
+        target = self.workspace.folder("pulled")
+        # an artifact belongs to no platform
+        choice = () if image.is_artifact else (f"--platform={platform}",)
+        try:
+            self.crane("pull", "--format=oci", *choice, self.name_by_path(image), target)
+            return digests_in(target / "blobs")
+        finally:
+            shutil.rmtree(target)
+
+    def copy(self, image, target):
+        """Copies all that is below a tag to another registry."""
+        self.crane("copy", self.name_by_path(image), target)
+
+    def crane(self, *argv):
+        return self.workspace.command(self.workspace.tool("crane"), "--insecure", *argv, home=self.workspace.home())
+
+
+class Oras(Client):
+    label = "oras by path prefix"
+
+    def pull(self, image, platform=PLATFORM):
+        """Copies into an OCI layout; all its blobs."""
+        target = self.workspace.folder("pulled")
+        choice = (f"--platform={platform}",) if image.is_index else ()
+        try:
+            self.oras("copy", "--from-plain-http", "--to-oci-layout", *choice, self.name_by_path(image), f"{target}:it")
+            return digests_in(target / "blobs")
+        finally:
+            shutil.rmtree(target)
+
+    def discover(self, image):
+        """What refers to the image, and what refers to that, as oras shows it."""
+        name = f"{self.cache.prefix(self.upstream_name)}/{image.repository}@{image.digest}"
+        return json.loads(self.oras("discover", "--plain-http", "--format=json", name))
+
+    def oras(self, *argv):
+        return self.workspace.command(self.workspace.tool("oras"), *argv, home=self.workspace.home())
+
+
+class OrasPython(Client):
+    label = "oras for Python by path prefix"
+
+    def pull(self, image, _platform=PLATFORM):
+        """Downloads manifest, config and layers into a folder."""
+        target = self.workspace.folder("pulled")
+        try:
+            self.workspace.command(self.workspace.tool("oras.py"), self.name_by_path(image), target)
+            return digests_in(target)
+        finally:
+            shutil.rmtree(target)
