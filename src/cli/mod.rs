@@ -26,7 +26,7 @@ struct Arguments {
     /// Configuration file [default: /etc/clawhub-edge/clawhub-edge.toml if it exists]
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE, hide_env_values = true)]
     config: Option<PathBuf>,
-    /// Address to listen on (ADDRESS:PORT, unix:/PATH or systemd:NAME), in place of the configured ones; may be given
+    /// Address to listen on (`ADDRESS:PORT`, `unix:/PATH` or `systemd:NAME`), in place of the configured ones; may be given
     /// several times
     #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Vec<ListenAddress>,

@@ -1,6 +1,6 @@
 //! The life of one connection, from its first byte to its last.
 //!
-//! What may come before HTTP comes in this order: a PROXY header, where the listener requires one; a ClientHello, where
+//! What may come before HTTP comes in this order: a PROXY header, where the listener requires one; a `ClientHello`, where
 //! it speaks TLS; the preface of HTTP/2, or ALPN. All of it has one deadline, and the connection holds its seat
 //! meanwhile. `Upgrade: h2c`, which RFC 9113 (section 3.1) has deprecated, is not answered: HTTP/2 without TLS begins
 //! with prior knowledge. A plain connection stays a bare socket in a thin wrapper, never a boxed one.
@@ -28,7 +28,7 @@ use super::tls::{self, Tls};
 use super::{http1, http2};
 use crate::runtime::Tasks;
 
-/// Room for the first read: the head of an ordinary request, or a ClientHello.
+/// Room for the first read: the head of an ordinary request, or a `ClientHello`.
 const FIRST_READ: usize = 1024;
 /// How long a client that spoke the wrong language may take to read that it did.
 const FAREWELL: Duration = Duration::from_secs(1);

@@ -26,7 +26,7 @@ const OPERATOR_CONNECTIONS: usize = 64;
 /// The bound listeners, before they serve.
 #[derive(Debug)]
 pub struct Listeners {
-    listeners: Vec<Listener>,
+    bound: Vec<Listener>,
     reloaders: Vec<Reloader>,
     tls_metrics: tls::Metrics,
     limits: Limits,
@@ -63,7 +63,7 @@ impl Listeners {
         configured.extend(config.metrics_address.map(ListenConfig::plain));
         let tls_metrics = tls::Metrics::register(metrics);
         let mut reloaders = Vec::new();
-        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
         for (socket, index) in bind::sockets(&configured, passed)? {
             let listen = &configured[index];
             let refused = |source| BindError::Refused { address: listen.address.clone(), source };
@@ -72,7 +72,7 @@ impl Listeners {
                 Some(tls) => Some(Reloader::load(tls, &tls_metrics, clock)?),
                 None => None,
             };
-            listeners.push(Listener {
+            bound.push(Listener {
                 is_exposed: listen.is_exposed_at(&address),
                 endpoint: Endpoint { address, tls: reloader.is_some() },
                 socket,
@@ -87,7 +87,7 @@ impl Listeners {
             });
             reloaders.extend(reloader);
         }
-        Ok(Self { listeners, reloaders, tls_metrics, limits: config.limits.clone() })
+        Ok(Self { bound, reloaders, tls_metrics, limits: config.limits.clone() })
     }
 
     /// Where pulls are answered.
@@ -102,7 +102,7 @@ impl Listeners {
     }
 
     fn pulls(&self) -> impl Iterator<Item = &Listener> {
-        self.listeners.iter().filter(|listener| listener.facet != Facet::Metrics)
+        self.bound.iter().filter(|listener| listener.facet != Facet::Metrics)
     }
 
     /// Serves until the process drains; connections under way then finish their answer. Every
@@ -114,7 +114,7 @@ impl Listeners {
         if !self.reloaders.is_empty() {
             tasks.spawn("reload", Reloader::run(self.reloaders, Arc::clone(reload), tasks.clone()));
         }
-        for listener in self.listeners {
+        for listener in self.bound {
             let is_operators = listener.facet == Facet::Metrics;
             let terms = Arc::new(Terms {
                 facet: listener.facet,

@@ -7,13 +7,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// The connection preface of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The record type of a TLS handshake, with which every ClientHello begins (RFC 8446, section 5.1).
+/// The record type of a TLS handshake, with which every `ClientHello` begins (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The language of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// A ClientHello.
+    /// A `ClientHello`.
     Tls,
     /// HTTP/2 with prior knowledge.
     Http2,

@@ -118,8 +118,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn whole(source: Option<&str>, length: usize) -> Result<Option<Header>, Malformed> {
-        Ok(Some(Header { source: source.map(|source| source.parse().unwrap()), length }))
+    fn read(source: Option<&str>, length: usize) -> Header {
+        Header { source: source.map(|source| source.parse().unwrap()), length }
     }
 
     fn v2(command: u8, family: u8, described: &[u8]) -> Vec<u8> {
@@ -134,11 +134,11 @@ mod tests {
     #[test]
     fn version_1_names_the_client() {
         let line = b"PROXY TCP4 203.0.113.7 10.0.0.1 56252 80\r\n";
-        assert_eq!(parse(line), whole(Some("203.0.113.7:56252"), line.len()));
+        assert_eq!(parse(line), Ok(Some(read(Some("203.0.113.7:56252"), line.len()))));
         let line = b"PROXY TCP6 2001:db8::7 2001:db8::1 56252 443\r\nGET /";
-        assert_eq!(parse(line), whole(Some("[2001:db8::7]:56252"), line.len() - 5));
-        assert_eq!(parse(b"PROXY UNKNOWN\r\n"), whole(None, 15));
-        assert_eq!(parse(b"PROXY UNKNOWN ff:: ff:: 1 2\r\n"), whole(None, 29));
+        assert_eq!(parse(line), Ok(Some(read(Some("[2001:db8::7]:56252"), line.len() - 5))));
+        assert_eq!(parse(b"PROXY UNKNOWN\r\n"), Ok(Some(read(None, 15))));
+        assert_eq!(parse(b"PROXY UNKNOWN ff:: ff:: 1 2\r\n"), Ok(Some(read(None, 29))));
     }
 
     #[test]
@@ -163,12 +163,12 @@ mod tests {
     #[test]
     fn version_2_names_the_client_and_steps_over_tlvs() {
         let header = v2(0x21, 0x11, &[v4_block(), vec![3, 0, 4, 1, 2, 3, 4]].concat());
-        assert_eq!(parse(&header), whole(Some("203.0.113.7:56252"), header.len()));
+        assert_eq!(parse(&header), Ok(Some(read(Some("203.0.113.7:56252"), header.len()))));
         let mut block = vec![0; 36];
         block[..2].copy_from_slice(&[0x20, 0x01]);
         block[32..34].copy_from_slice(&[0, 9]);
         let header = v2(0x21, 0x21, &block);
-        assert_eq!(parse(&header), whole(Some("[2001::]:9"), header.len()));
+        assert_eq!(parse(&header), Ok(Some(read(Some("[2001::]:9"), header.len()))));
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
             (0x21, 0x31, vec![b'/'; 216]),
         ] {
             let header = v2(command, family, &described);
-            assert_eq!(parse(&header), whole(None, header.len()), "{command:x} {family:x}");
+            assert_eq!(parse(&header), Ok(Some(read(None, header.len()))), "{command:x} {family:x}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Where an edge can listen.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test that calls them")]
+
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener as StdUnixListener;

@@ -4,6 +4,8 @@
 //! Each test has an origin, an edge and a cache of its own. None of them waits for time to pass where a gate, a log
 //! or a counter says that something has happened.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test that calls them")]
+
 mod client_config;
 mod command;
 mod credentials;

@@ -1,5 +1,7 @@
 //! Behind load balancers and proxies.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test that calls them")]
+
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

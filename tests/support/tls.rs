@@ -31,13 +31,18 @@ impl Pair {
             (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
         std::fs::write(&certificate, &self.certificate).expect("there is room for a certificate");
         std::fs::write(&key, &self.key).expect("there is room for a key");
-        format!("certificate = {certificate:?}\nkey = {key:?}")
+        keys(&certificate, &key)
     }
 
     /// What a client sees of it.
     pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("rcgen writes PEM")
     }
+}
+
+/// The keys of a listener with these files.
+pub fn keys(certificate: &Path, key: &Path) -> String {
+    format!("certificate = \"{}\"\nkey = \"{}\"", certificate.display(), key.display())
 }
 
 /// A certificate authority.
@@ -79,7 +84,7 @@ impl Authority {
     pub fn write(&self, directory: &Path, name: &str) -> String {
         let path = directory.join(name);
         std::fs::write(&path, self.issuer.pem()).expect("there is room for a certificate");
-        format!("{path:?}")
+        format!("\"{}\"", path.display())
     }
 
     /// A client that trusts this authority, with a certificate of its own or without.

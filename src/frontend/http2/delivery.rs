@@ -180,7 +180,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_bytes_that_wait_and_do_not_move_are_a_stall() {
         let delivery = Arc::new(Delivery::default());
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         let stalls = async |within| tokio::time::timeout(within, delivery.stalled(limit)).await.is_ok();
         assert!(!stalls(limit * 3).await, "the upstream may take its time");
         delivery.handed(1000);

@@ -1,7 +1,7 @@
 //! HTTP/2 on one connection.
 //!
 //! Many streams share it, so what HTTP/1.1 has per connection is here per stream: a seat (each stream beside the first
-//! takes one of its own), the deadline on writing, and its own end by RST_STREAM. hyper shows neither the streams
+//! takes one of its own), the deadline on writing, and its own end by `RST_STREAM`. hyper shows neither the streams
 //! nor their windows; it runs every stream on an executor of ours, which gives up a stream whose client accepts
 //! nothing, and hands its frames down as they are, which tell how much of them has left (see [`delivery`]).
 
@@ -36,6 +36,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// ends the connection (CVE-2023-44487).
 const PENDING_RESETS: usize = 20;
 const LOCAL_RESETS: usize = 100;
+
+/// How long an idle client may take to answer a GOAWAY.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// Serves until the client leaves, is idle for too long or misbehaves, or the process drains; the answers under way are
 /// finished.
@@ -74,8 +77,12 @@ pub(super) async fn serve<I: Stream>(io: I, client: Arc<Client>, terms: &Arc<Ter
     // GOAWAY: the streams under way finish, an idle connection closes at once.
     connection.as_mut().graceful_shutdown();
     let overdue = async {
-        // The end of a small answer may wait for a client that takes nothing.
-        if is_idle { sleep(limits.write_timeout).await } else { std::future::pending().await }
+        if !is_idle {
+            std::future::pending::<()>().await;
+        }
+        sleep(LEAVE).await;
+        // A request may have crossed the GOAWAY: it is answered.
+        streams.idle_for(LEAVE).await;
     };
     tokio::select! {
         ended = connection => ended,

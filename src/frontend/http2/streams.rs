@@ -160,7 +160,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_only_without_streams() {
         let streams = Streams::new(Tasks::new(), Duration::MAX);
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         streams.begin();
         assert!(tokio::time::timeout(limit * 3, streams.idle_for(limit)).await.is_err());
         streams.end(true);

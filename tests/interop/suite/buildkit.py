@@ -24,10 +24,6 @@ class BuildKitDaemon:
             "--progress=rawjson", *options,
         )
 
-    def forget(self):
-        """Drops everything that it holds."""
-        self._buildctl("prune", "--all")
-
     def __enter__(self):
         log = self._workspace.log("buildkitd")
         argv = (

@@ -124,8 +124,9 @@ class Image:
         return {self.config(platform), *self.layers(platform)}
 
     def metadata(self):
-        """All manifests below the tag, of every platform, and their configs."""
-        return self._below(self.digest, with_layers=False)
+        """All manifests below the tag with their configs, and what is said about platforms: provenance and the like."""
+        about = [entry for entry in self.document.get("manifests", ()) if _is_attestation(entry)]
+        return self._below(self.digest, with_layers=False).union(*(self._below(entry["digest"]) for entry in about))
 
     def everything(self):
         """All manifests and blobs below the tag, of every platform and of what belongs to none."""
@@ -153,3 +154,8 @@ class Image:
 
     def _read(self, digest):
         return json.loads(self.library.blob(digest).read_bytes())
+
+
+def _is_attestation(entry):
+    """Whether BuildKit lists the manifest as a note about another one."""
+    return "vnd.docker.reference.digest" in entry.get("annotations", {})

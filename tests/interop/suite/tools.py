@@ -53,8 +53,9 @@ def _make(folder):
             "PATH": f"{os.environ['PATH']}:{environment / 'bin'}",
         },
     )  # fmt: skip
-    (binaries / "oras.py").write_text(f"#!{environment}/bin/python\n" + (_RECIPE / "oras.py").read_text())
-    (binaries / "oras.py").chmod(0o755)
+    script = binaries / "oras-python"
+    script.write_text(f"#!{environment}/bin/python\n{(_RECIPE / 'oras-python.py').read_text()}")
+    script.chmod(0o755)
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 

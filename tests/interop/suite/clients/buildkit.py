@@ -1,7 +1,5 @@
 """BuildKit with the cache as a mirror in buildkitd.toml: `FROM` in a Dockerfile."""
 
-import shutil
-
 from ..buildkit import BuildKitDaemon
 from ..images import PLATFORM
 from .base import Client, digests_in
@@ -10,25 +8,19 @@ from .base import Client, digests_in
 class BuildKit(Client):
     label = "BuildKit by buildkitd.toml"
     configured_as = "buildkit"
+    limits = {
+        "foreign": "it follows no URL of a layer",
+        # a signature of cosign's has the config of an image
+        **dict.fromkeys(("artifact", "sbom", "helm", "wasm", "model"), "it builds from images, and this is none"),
+    }
 
     def pull(self, image, platform=PLATFORM):
-        """Builds an image of a single FROM; every manifest and blob that BuildKit's content store then holds."""
-        context, target = self.workspace.folder("build"), self.workspace.folder("built")
+        """Builds an image of a single FROM with a new daemon; what its content store then holds of the image."""
+        context = self.workspace.folder("build")
         (context / "Dockerfile").write_text(f"FROM {self.name(image)}\n")
-        # without an output BuildKit fetches no layer
-        output = f"--output=type=oci,dest={target}/image.tar"
-        try:
-            self._daemon.build(context, f"--opt=platform={platform}", output)
-            return digests_in(self._daemon.content)
-        finally:
-            shutil.rmtree(target)
-            self._daemon.forget()
-
-    def __enter__(self):
-        files = self.cache.client_files(self.configured_as, self.upstream_name)
-        self._daemon = BuildKitDaemon(self.workspace, "\n".join(files.values()))
-        self._daemon.__enter__()
-        return self
-
-    def __exit__(self, *_):
-        self._daemon.__exit__()
+        configuration = "\n".join(self.cache.client_files(self.configured_as, self.upstream_name).values())
+        with BuildKitDaemon(self.workspace, configuration) as daemon:
+            # without an output BuildKit fetches no layer
+            daemon.build(context, f"--opt=platform={platform}", f"--output=type=oci,dest={context}/image.tar")
+            # the store also holds what was built: a config, a manifest and an index of its own
+            return digests_in(daemon.content) & image.everything()

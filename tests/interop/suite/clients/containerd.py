@@ -82,7 +82,7 @@ class ContainerdParallel(Containerd):
     """This year's containerd, which fetches a layer in parallel by open-ended ranges."""
 
     label = "containerd 2 by hosts directory, parallel layer fetch"
-    # of an index, it also reads the manifests and configs of the platforms that it does not pull
+    # of an index, it also reads what it does not pull: other platforms' manifests and configs
     reads_all_metadata = True
     # the edge in the registry's place, not before it
     _options = ("--no-fallback",)

@@ -119,7 +119,7 @@ class DockerEngine29(Docker):
 
     label = "Docker 29 by registry-mirrors"
     reads_all_metadata = True
-    limits = {}
+    limits = dict.fromkeys(("signature", "attestation"), "it unpacks what has the config of an image")
     _options = ("--feature=containerd-snapshotter=true", "--storage-driver=native")
 
     def _program(self, name):

@@ -9,6 +9,7 @@ from .base import Client, digests_in
 
 class Crane(Client):
     label = "crane by path prefix"
+    limits = {"foreign": "it follows no URL of a layer to a private address"}
 
     def pull(self, image, platform=PLATFORM):
         """Saves one platform's image as an OCI layout; all its blobs."""
@@ -31,6 +32,7 @@ class Crane(Client):
 
 class Oras(Client):
     label = "oras by path prefix"
+    limits = {"nested": "of an index in an index, it finds no platform", "foreign": "it follows no URL of a layer"}
 
     def pull(self, image, platform=PLATFORM):
         """Copies into an OCI layout; all its blobs."""
@@ -53,12 +55,16 @@ class Oras(Client):
 
 class OrasPython(Client):
     label = "oras for Python by path prefix"
+    limits = {
+        **dict.fromkeys(("docker-list", "multi-arch", "nested", "attested"), "it pulls manifests, not indexes"),
+        "foreign": "it follows no URL of a layer",
+    }
 
     def pull(self, image, _platform=PLATFORM):
         """Downloads manifest, config and layers into a folder."""
         target = self.workspace.folder("pulled")
         try:
-            self.workspace.command(self.workspace.tool("oras.py"), self.name_by_path(image), target)
+            self.workspace.command(self.workspace.tool("oras-python"), self.name_by_path(image), target)
             return digests_in(target)
         finally:
             shutil.rmtree(target)
