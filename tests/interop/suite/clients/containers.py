@@ -33,6 +33,12 @@ class Skopeo(Client):
     def pull_everything(self, image):
         return self._copy(image, options=["--all"])
 
+    def copy(self, image, target):
+        """Copies all that is below a tag to another registry, by the digests that it has."""
+        options = ("--all", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false")
+        names = (f"docker://{self._name(image)}", f"docker://{target}")
+        self.workspace.command("skopeo", "copy", "--quiet", *options, *names, home=self._home)
+
     def tags(self, repository):
         name = f"docker://{self.cache.prefix(self.upstream_name)}/{repository}"
         listing = self.workspace.command("skopeo", "list-tags", "--tls-verify=false", name, home=self._home)
@@ -118,6 +124,37 @@ class Podman(_Store):
         facts = json.loads(self.workspace.command(*podman, "image", "inspect", name, home=self._home))[0]
         manifests = {reference.rsplit("@", 1)[1] for reference in facts["RepoDigests"]}
         return manifests, f"sha256:{facts['Id']}", facts["RootFS"]["Layers"] or []
+
+
+class PodmanPartial(Podman):
+    """Podman as its documentation sets it up for partial pulls, with one image store for all pulls."""
+
+    def __init__(self, workspace, cache):
+        super().__init__(workspace, cache)
+        self._store = workspace.folder("store")
+        self._configuration = self._store / "storage.conf"
+        self._configuration.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self._store}/root"\nrunroot = "{self._store}/run"\n'
+            '[storage.options]\npull_options = {enable_partial_images = "true", use_hard_links = "false"}\n'
+        )
+
+    def pull(self, image, platform=PLATFORM):
+        """The digests of the files that are then in the image: a partial pull has no digest of a whole layer to check."""
+        self._podman("pull", "--quiet", f"--platform={platform}", self.name(image))
+        mounted = self._podman("image", "mount", self.name(image)).strip()
+        try:
+            return digests_in(mounted)
+        finally:
+            self._podman("image", "unmount", self.name(image))
+
+    def __exit__(self, *_):
+        self._podman("image", "rm", "--all", "--force")
+        shutil.rmtree(self._store)
+
+    def _podman(self, *argv):
+        podman = ("podman", f"--tmpdir={self._store}/tmp", "--events-backend=none", "--cgroup-manager=cgroupfs")
+        settings = str(self._configuration)
+        return self.workspace.command(*podman, *argv, home=self._home, CONTAINERS_STORAGE_CONF=settings)
 
 
 class Buildah(_Store):
