@@ -41,14 +41,23 @@ pub struct ServiceManager {
 
 impl ServiceManager {
     pub(super) fn new(endpoints: &[Endpoint], tasks: Tasks, metrics: telemetry::Metrics) -> Self {
-        let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+        let listens_on = endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let is_there = std::env::var_os("NOTIFY_SOCKET").is_some();
-        Self { is_there, listens_on: endpoints.join(", "), tasks, metrics }
+        Self { is_there, listens_on, tasks, metrics }
     }
 
     /// Says that pulls are answered.
     pub fn ready(&self) {
         tell(&[NotifyState::Ready, NotifyState::Status(&self.status("Serves"))]);
+    }
+
+    /// Says that files are being read again; [`ServiceManager::ready`] follows.
+    pub fn reloading(&self) {
+        // systemd 253 and newer tell by the time which reload is meant.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(%error, "no monotonic time"),
+        }
     }
 
     /// Keeps the watchdog content and the status true until it is dropped.

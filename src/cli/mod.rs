@@ -147,7 +147,9 @@ async fn serve(config: Config, passed: PassedSockets) -> Result<()> {
             _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
             _ = hangup.recv() => {
                 tracing::info!("SIGHUP: looking at the certificates");
+                manager.reloading();
                 app.reload();
+                manager.ready();
                 continue;
             }
             never = manager.serving() => match never {},

@@ -14,7 +14,7 @@ use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -32,6 +32,10 @@ use crate::runtime::Tasks;
 const FIRST_READ: usize = 1024;
 /// How long a client that spoke the wrong language may take to read that it did.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long after the beginning of a drain a new connection may say what it is: a request that had arrived by then is
+/// answered, so that a restart loses none.
+const LAST_CALL: Duration = Duration::from_millis(100);
 
 /// Said in plain HTTP to a client that begins with TLS. Go's clients (skopeo, Docker, containerd) recognise the five
 /// bytes `HTTP/` where a TLS record should be and try http at once where they are allowed to; to an alert or a close
@@ -101,10 +105,13 @@ impl Terms {
     }
 
     async fn converse<S: Stream>(self: &Arc<Self>, stream: S, source: Source) {
+        let last_call = async {
+            self.tasks.draining().await;
+            sleep(LAST_CALL).await;
+        };
         let opened = tokio::select! {
             opened = timeout(self.limits.header_timeout, self.open(stream, source)) => opened,
-            // It has asked for nothing yet.
-            () = self.tasks.draining() => return,
+            () = last_call => return,
         };
         let ended = match opened.unwrap_or(Err(Unopened::Late)) {
             Ok(Open::Http1(io, client)) => http1::serve(io, Arc::new(client), self).await,

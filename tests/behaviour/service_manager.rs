@@ -100,6 +100,17 @@ async fn the_watchdog_is_fed_until_the_process_hangs_and_again_after() {
 }
 
 #[tokio::test]
+async fn a_reload_is_announced_and_ends() {
+    let origin = Origin::start().await;
+    let (prepared, manager) = managed(&origin);
+    let edge = prepared.start().await;
+    manager.until("READY=1").await;
+    signal(&edge, Signal::HUP);
+    assert!(manager.until("RELOADING=1").await.contains("MONOTONIC_USEC="));
+    manager.until("READY=1").await;
+}
+
+#[tokio::test]
 async fn a_drain_asks_for_time_and_says_what_it_waits_for() {
     const SIZE: u64 = 8 * MIB;
     let origin = Origin::start().await;

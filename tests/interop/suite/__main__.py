@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,12 +31,14 @@ def main():
     # SIGTERM unwinds as Ctrl-C does, so that every process is ended
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     binary = None if options.peer else options.edge.resolve() if options.edge else build()
+    package = options.package or (None if options.peer or options.edge else build_package())
     report = Report(options.keep_going)
     cache = cache_folder()
     workspace = Workspace(open_tools(cache), options.verbose)
     succeeded = False
     try:
-        lab = Lab(workspace, open_library(cache, workspace), report, binary, options.peer, options.compare)
+        library = open_library(cache, workspace)
+        lab = Lab(workspace, library, report, binary, package, options.peer, options.compare)
         run_all(lab, chosen)
         show_matrix(lab, options.matrix_write)
     except Stopped:
@@ -71,6 +74,7 @@ def show_matrix(lab, write_it):
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="tests/interop/run", description=__doc__)
     parser.add_argument("--edge", type=Path, metavar="PATH", help="the binary to test; default: build it for release")
+    parser.add_argument("--package", type=Path, metavar="PATH", help="the Debian package to test; default: build it")
     parser.add_argument("--peer", choices=["distribution"], help="put another cache in the edge's place")
     parser.add_argument("--compare", action="store_true", help="also send the crowd to distribution, for its figures")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only scenarios whose name contains TEXT")
@@ -84,6 +88,15 @@ def parse_arguments():
 def build():
     subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "clawhub-edge"], cwd=REPOSITORY, check=True)
     return REPOSITORY / os.environ.get("CARGO_TARGET_DIR", "target") / "release/clawhub-edge"
+
+
+def build_package():
+    """The Debian package of what `build` has built; None without cargo-deb."""
+    if not shutil.which("cargo-deb"):
+        return None
+    argv = ["cargo", "deb", "--no-build", "--quiet"]
+    built = subprocess.run(argv, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return Path(built.stdout.splitlines()[-1])
 
 
 def cache_folder():

@@ -27,9 +27,10 @@ def scenarios(peer):
 
 
 class Lab:
-    def __init__(self, workspace, library, report, binary, peer=None, compare=False):
+    def __init__(self, workspace, library, report, binary, package=None, peer=None, compare=False):
         self.workspace = workspace
         self.library = library
+        self.package = package
         self.peer = peer
         self.compare = compare
         self.matrix = Matrix()
