@@ -15,7 +15,8 @@ client = OrasClient(insecure=True)
 container = client.get_container(name)
 
 manifest = client.get_manifest(container)
-for blob in (manifest["config"], *manifest["layers"]):
+# an index has neither, and the SDK then pulls nothing
+for blob in filter(None, (manifest.get("config"), *manifest.get("layers", ()))):
     client.download_blob(container, blob["digest"], f"{folder}/{blob['digest'].removeprefix('sha256:')}")
 
 # the SDK hands out manifests parsed

@@ -19,10 +19,10 @@ class Docker(Client):
     configured_as = "docker"
     upstream_name = "docker.io"
     limits = {
-        "nested": "it takes an index in an index for an image",
+        "nested": "of an index in an index, it finds no platform",
         "zstd": "it cannot unpack zstd",
         "chunked": "it cannot unpack zstd",
-        "foreign": "it follows the URLs of layers only on Windows",
+        "foreign": "it follows no URL of a layer",
         **dict.fromkeys(ARTIFACT_KINDS, "it pulls images into a store of images, and this is none"),
     }
     # a mistake of the cache is not to be hidden by another attempt
