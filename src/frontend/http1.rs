@@ -36,6 +36,8 @@ pub(super) async fn serve<I: Stream>(io: I, client: Arc<Client>, terms: &Terms) 
         .max_buf_size(head.max(WRITE_BUFFER));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), handler));
     tokio::select! {
+        // First, what has arrived: a drain must not close over a request that is already here.
+        biased;
         ended = connection.as_mut() => ended,
         () = async {
             terms.tasks.draining().await;

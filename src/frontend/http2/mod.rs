@@ -66,6 +66,8 @@ pub(super) async fn serve<I: Stream>(io: I, client: Arc<Client>, terms: &Arc<Ter
     };
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), handler));
     let is_idle = tokio::select! {
+        // First, what has arrived: a drain must not close over a request that is already here.
+        biased;
         ended = connection.as_mut() => return ended,
         () = terms.tasks.draining() => false,
         () = streams.idle_for(limits.header_timeout) => true,

@@ -10,7 +10,7 @@ All are made here from nothing, by `recipe`, and pushed into the storage directo
     nested       an index of an index of an index of two platforms                       (OCI)
     attested     an index of an image and its provenance, built by BuildKit              (OCI)
     zstd         two layers compressed by zstd                                           (OCI)
-    chunked      two zstd:chunked layers, written by skopeo                              (OCI)
+    chunked      a zstd:chunked layer of 128 files, written by skopeo                    (OCI)
     estargz      two eStargz layers, written by BuildKit                                 (OCI)
     foreign      a layer that the registry has not, with the URL of a host that has      (Docker)
     empty-layer  layers without any file among others                                    (OCI)
@@ -26,6 +26,7 @@ All are made here from nothing, by `recipe`, and pushed into the storage directo
     helm         a Helm chart and its provenance                                         (OCI)
     wasm         a WebAssembly component                                                 (OCI)
     model        a language model: weights, a tokenizer, a licence                       (OCI)
+    chunked-next the same with eight of 128 files changed, for partial pulls             (OCI)
     many-tags    one small image under 2,000 tags                                        (OCI)
 
 The filled directory is kept under a hash of the recipe, so that the next run only opens it.
@@ -44,7 +45,7 @@ PLATFORMS = (PLATFORM, "linux/arm64", "linux/s390x")
 # where the foreign layer is, as its manifest says; a scenario listens there
 FOREIGN_PORT = 19_871
 
-# in the order of the list above, without the one that is only for listing its tags
+# in the order of the list above, without those that only one scenario is for
 KINDS = (
     "layers", "umoci", "docker", "docker-list", "multi-arch", "nested", "attested", "zstd", "chunked", "estargz",
     "foreign", "empty-layer", "no-layer", "sixty", "large", "signed", "signature", "attestation", "referred",

@@ -150,7 +150,9 @@ class Workspace:
         containers = home / ".config" / "containers"
         containers.mkdir(parents=True)
         (containers / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        (containers / "registries.conf").write_text("unqualified-search-registries = []\n" + registries_conf)
+        # without the line, short names would be looked up where the host's own file says
+        searched = "" if "unqualified-search-registries" in registries_conf else "unqualified-search-registries = []\n"
+        (containers / "registries.conf").write_text(searched + registries_conf)
         return home
 
     def command(self, *argv, home=None, timeout=300, with_errors=False, **variables):

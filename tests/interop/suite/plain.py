@@ -5,6 +5,21 @@ repositories at its root.
 """
 
 
+class PlainRegistry:
+    """A registry at `location`, as clients are pointed at it."""
+
+    def __init__(self, location):
+        self.location = location
+
+    def prefix(self, _upstream_name):
+        """Where its repositories begin, for clients that name them by path."""
+        return self.location
+
+    def client_files(self, client, upstream_name, *_options):
+        """The files that point `client` straight at it, path to content."""
+        return plain_files(client, self.location, upstream_name)
+
+
 def plain_files(client, location, upstream_name):
     """The files that point `client` at the registry at `location`, path to content."""
     match client:

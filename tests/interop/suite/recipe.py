@@ -84,7 +84,10 @@ class _Maker:
         platforms = self._multi_arch()
         self._copy("docker-list", platforms, "--all", "--format=v2s2")
         # the layers are many small files: only then is there something to leave out of a partial pull
-        self._copy("chunked", self._many_files(), "--dest-compress-format=zstd:chunked")
+        files = {f"opt/file-{number:03}": self._random.randbytes(64 * 1024) for number in range(128)}
+        self._copy("chunked", self._release(files), "--dest-compress-format=zstd:chunked")
+        files |= {f"opt/file-{number:03}": self._random.randbytes(64 * 1024) for number in range(8)}
+        self._copy("chunked-next", self._release(files), "--dest-compress-format=zstd:chunked")
         with BuildKitDaemon(self._workspace) as daemon:
             self._build(daemon, "attested", "--opt=attest:provenance=mode=min")
             self._build(daemon, "estargz", options="compression=estargz,force-compression=true")
@@ -172,11 +175,9 @@ class _Maker:
         innermost = self._platforms(layout, PLATFORMS[:2])
         return layout.index([layout.index([innermost])])
 
-    def _many_files(self):
-        layout = _Layout(self._workspace.folder("chunked"))
-        files = {f"opt/file-{number:03}": self._random.randbytes(64 * 1024) for number in range(128)}
-        changed = {"opt/added": self._random.randbytes(MIB), "opt/file-000": self._random.randbytes(64 * 1024)}
-        return layout.tagged(layout.image([layout.layer(files), layout.layer(changed)]))
+    def _release(self, files):
+        layout = _Layout(self._workspace.folder("release"))
+        return layout.tagged(layout.image([layout.layer(files)]))
 
     def _foreign(self, layout):
         own = layout.layer({"opt/own": self._random.randbytes(MIB)})
@@ -362,6 +363,11 @@ def _zstd(tar):
 def _tar(files):
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
+        # Podman's partial pull opens files in parallel and makes no folder that is not named
+        for folder in sorted({str(parent) for path in files for parent in Path(path).parents} - {"."}):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
         for path, content in files.items():
             entry = tarfile.TarInfo(path)
             entry.size = len(content)

@@ -2,7 +2,7 @@
 
 from .buildkit import BuildKit
 from .containerd import Containerd, ContainerdParallel
-from .containers import Buildah, CriO, Podman, Skopeo, SkopeoMirror
+from .containers import Buildah, CriO, Podman, PodmanPartial, Skopeo, SkopeoMirror
 from .docker import Docker, DockerByPath, DockerEngine29
 from .registries import Crane, Oras, OrasPython
 
@@ -11,7 +11,7 @@ CLIENTS = (
     BuildKit, Crane, Oras, OrasPython,
 )  # fmt: skip
 
-__all__ = [*(client.__name__ for client in CLIENTS), "CLIENTS", "copy_between_registries"]
+__all__ = [*(client.__name__ for client in CLIENTS), "CLIENTS", "PodmanPartial", "copy_between_registries"]
 
 
 def copy_between_registries(workspace, source, target, *options):

@@ -33,6 +33,12 @@ class Skopeo(Client):
     def pull_everything(self, image):
         return self._copy(image, options=["--all"])
 
+    def copy(self, image, target):
+        """Copies all that is below a tag to another registry, by the digests that it has."""
+        options = ("--all", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false")
+        names = (f"docker://{self._name(image)}", f"docker://{target}")
+        self.workspace.command("skopeo", "copy", "--quiet", *options, *names, home=self._home)
+
     def tags(self, repository):
         name = f"docker://{self.cache.prefix(self.upstream_name)}/{repository}"
         listing = self.workspace.command("skopeo", "list-tags", "--tls-verify=false", name, home=self._home)
@@ -93,14 +99,25 @@ class _Store(Client):
         """Pulls and unpacks; the digests of manifest and config as the store has them, and the layers that these prove."""
         store = self.workspace.folder("store")
         try:
-            manifests, config, layers = self._pull(store, image, platform)
+            manifests, config, layers = self._pull(store, self.name(image), platform)
         finally:
             shutil.rmtree(store)
         expect(config == image.config(platform), f"config {config}, the origin has {image.config(platform)}")
         expect(len(layers) == len(image.layers(platform)), f"not every layer: {layers}")
         return manifests | image.blobs(platform)
 
-    def _pull(self, store, image, platform):
+    def pull_as(self, name, registries_conf):
+        """Pulls what a user calls `name` when registries.conf has these lines; the digests of its manifests."""
+        store, home = self.workspace.folder("store"), self._home
+        self._home = self.workspace.home(registries_conf)
+        try:
+            manifests, _, _ = self._pull(store, name, PLATFORM)
+            return manifests
+        finally:
+            self._home = home
+            shutil.rmtree(store)
+
+    def _pull(self, store, name, platform):
         """The digests of the manifests, of the config, and the layers' inner digests."""
         raise NotImplementedError
 
@@ -108,16 +125,46 @@ class _Store(Client):
 class Podman(_Store):
     label = "Podman by registries.conf"
 
-    def _pull(self, store, image, platform):
+    def _pull(self, store, name, platform):
         podman = (
             "podman", "--storage-driver=vfs", f"--root={store}/root", f"--runroot={store}/run", f"--tmpdir={store}/tmp",
             "--events-backend=none", "--cgroup-manager=cgroupfs",
         )  # fmt: skip
-        name = self.name(image)
         self.workspace.command(*podman, "pull", "--quiet", f"--platform={platform}", name, home=self._home)
         facts = json.loads(self.workspace.command(*podman, "image", "inspect", name, home=self._home))[0]
         manifests = {reference.rsplit("@", 1)[1] for reference in facts["RepoDigests"]}
         return manifests, f"sha256:{facts['Id']}", facts["RootFS"]["Layers"] or []
+
+
+class PodmanPartial(Podman):
+    """Podman as its documentation sets it up for partial pulls, with one image store for all pulls."""
+
+    def __init__(self, workspace, cache):
+        super().__init__(workspace, cache)
+        self._store = workspace.folder("store")
+        self._configuration = self._store / "storage.conf"
+        self._configuration.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self._store}/root"\nrunroot = "{self._store}/run"\n'
+            '[storage.options]\npull_options = {enable_partial_images = "true", use_hard_links = "false"}\n'
+        )
+
+    def pull(self, image, platform=PLATFORM):
+        """The digests of the files that are then in the image: a partial pull has no digest of a whole layer to check."""
+        self._podman("pull", "--quiet", f"--platform={platform}", self.name(image))
+        mounted = self._podman("image", "mount", self.name(image)).strip()
+        try:
+            return digests_in(mounted)
+        finally:
+            self._podman("image", "unmount", self.name(image))
+
+    def __exit__(self, *_):
+        self._podman("image", "rm", "--all", "--force")
+        shutil.rmtree(self._store)
+
+    def _podman(self, *argv):
+        podman = ("podman", f"--tmpdir={self._store}/tmp", "--events-backend=none", "--cgroup-manager=cgroupfs")
+        settings = str(self._configuration)
+        return self.workspace.command(*podman, *argv, home=self._home, CONTAINERS_STORAGE_CONF=settings)
 
 
 class Buildah(_Store):
@@ -127,9 +174,8 @@ class Buildah(_Store):
     # the edge in the registry's place, not as its mirror
     _options = ("--no-fallback",)
 
-    def _pull(self, store, image, platform):
+    def _pull(self, store, name, platform):
         buildah = ("buildah", "--storage-driver=vfs", f"--root={store}/root", f"--runroot={store}/run")
-        name = self.name(image)
         system, architecture = platform.split("/")
         # `from` pulls, and makes the container that a build works in
         choice = (f"--os={system}", f"--arch={architecture}")
@@ -144,8 +190,8 @@ class CriO(_Store):
     label = "CRI-O's library by registries.conf"
     configured_as = "cri-o"
 
-    def _pull(self, store, image, platform):
-        facts = json.loads(self.run(store, self.name(image), self._home, platform))
+    def _pull(self, store, name, platform):
+        facts = json.loads(self.run(store, name, self._home, platform))
         return {facts["manifest"]}, facts["config"], facts["layers"] or []
 
     def run(self, store, name, home, platform=PLATFORM, driver="vfs", **variables):

@@ -44,6 +44,11 @@ class Oras(Client):
         finally:
             shutil.rmtree(target)
 
+    def copy(self, image, target, *options):
+        """Copies all that is below a tag to another registry."""
+        plain = ("--from-plain-http", "--to-plain-http")
+        self.oras("copy", *plain, *options, self.name_by_path(image), target)
+
     def discover(self, image):
         """What refers to the image, and what refers to that, as oras shows it."""
         name = f"{self.cache.prefix(self.upstream_name)}/{image.repository}@{image.digest}"

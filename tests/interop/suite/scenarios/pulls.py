@@ -26,7 +26,7 @@ def _register(client):
 
     @scenario(f"private pulls: {client.label}")
     def _private(lab):
-        kinds = [kind for kind in client.kinds if kind in PRIVATE_KINDS]
+        kinds = [kind for kind in client.kinds if kind in PRIVATE_KINDS and kind not in client.limits]
         with lab.origin(name=client.upstream_name, private=True) as origin, lab.edge(origin) as edge:
             pull_in_every_state(lab, origin, edge, client, kinds)
 
