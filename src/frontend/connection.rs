@@ -14,7 +14,7 @@ use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -33,9 +33,10 @@ const FIRST_READ: usize = 1024;
 /// How long a client that spoke the wrong language may take to read that it did.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How long after the beginning of a drain a new connection may say what it is: a request that had arrived by then is
-/// answered, so that a restart loses none.
-const LAST_CALL: Duration = Duration::from_millis(100);
+/// What a client gets to begin its request when the process drains, counted from the accept: those that have just come
+/// out of the kernel's queue are to notice nothing of a restart. It bounds what connections without a request cost a
+/// stop.
+pub(super) const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// Said in plain HTTP to a client that begins with TLS. Go's clients (skopeo, Docker, containerd) recognise the five
 /// bytes `HTTP/` where a TLS record should be and try http at once where they are allowed to; to an alert or a close
@@ -105,13 +106,14 @@ impl Terms {
     }
 
     async fn converse<S: Stream>(self: &Arc<Self>, stream: S, source: Source) {
-        let last_call = async {
-            self.tasks.draining().await;
-            sleep(LAST_CALL).await;
-        };
+        let accepted = Instant::now();
         let opened = tokio::select! {
             opened = timeout(self.limits.header_timeout, self.open(stream, source)) => opened,
-            () = last_call => return,
+            // It has asked for nothing, although it had the time.
+            () = async {
+                self.tasks.draining().await;
+                sleep_until(accepted + FIRST_WORD).await;
+            } => return,
         };
         let ended = match opened.unwrap_or(Err(Unopened::Late)) {
             Ok(Open::Http1(io, client)) => http1::serve(io, Arc::new(client), self).await,

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::client::Client;
-use super::connection::{Stream, Terms};
+use super::connection::{FIRST_WORD, Stream, Terms};
 
 /// hyper's bound on what one connection queues for writing before it asks for more: two frames of
 /// 256 KiB. With one, a follower of a fill costs 3 % more CPU per byte.
@@ -17,7 +19,11 @@ const WRITE_BUFFER: usize = 512 << 10;
 /// Serves until the client leaves or the process drains; the answer under way is finished.
 pub(super) async fn serve<I: Stream>(io: I, client: Arc<Client>, terms: &Terms) -> hyper::Result<()> {
     let (service, facet) = (Arc::clone(&terms.service), terms.facet);
+    let asked = Arc::new(Notify::new());
+    let asking = Arc::clone(&asked);
     let handler = service_fn(move |request| {
+        // Kept until somebody waits: the drain asks whether there was a first request.
+        asking.notify_one();
         let (service, client) = (Arc::clone(&service), Arc::clone(&client));
         async move { Ok::<_, Infallible>(service.answer(request, &client, facet).await) }
     });
@@ -33,7 +39,11 @@ pub(super) async fn serve<I: Stream>(io: I, client: Arc<Client>, terms: &Terms) 
         // First, what has arrived: a drain must not close over a request that is already here.
         biased;
         ended = connection.as_mut() => ended,
-        () = terms.tasks.draining() => {
+        () = async {
+            terms.tasks.draining().await;
+            // hyper closes a connection whose first request it has not parsed yet, be it here in part or whole.
+            let _ = timeout(FIRST_WORD, asked.notified()).await;
+        } => {
             // Finishes the answer under way and closes; an idle connection closes at once.
             connection.as_mut().graceful_shutdown();
             tokio::select! {

@@ -140,10 +140,11 @@ async fn accept(socket: Socket, terms: Arc<Terms>) {
         };
         match accepted {
             Ok(accepted) => {
-                // Without a seat one client waits here, and the next ones in the kernel's queue.
+                // Without a seat one client waits here, and the next ones in the kernel's queue. A drain frees
+                // seats, so that the one that has been accepted gets its answer.
                 let seat = tokio::select! {
                     seat = Arc::clone(&terms.seats).acquire_owned() => seat,
-                    () = terms.tasks.draining() => return,
+                    () = terms.tasks.aborting() => return,
                 };
                 let serving = Arc::clone(&terms);
                 terms.tasks.spawn("connection", async move {

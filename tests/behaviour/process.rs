@@ -44,6 +44,21 @@ async fn a_stop_lets_transfers_finish_and_accepts_no_more() {
 }
 
 #[tokio::test]
+async fn who_has_just_been_let_in_is_answered_although_the_edge_stops() {
+    let origin = Origin::start().await;
+    let mut edge = Edge::start(&origin).await;
+    let addr = edge.addr();
+    let mut early = TcpStream::connect(addr).await.unwrap();
+    until("it is let in", async || edge.metric("clawhub_edge_http_connections").await >= 2).await;
+    edge.terminate();
+    until("no one else is", async || TcpStream::connect(addr).await.is_err()).await;
+    early.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let answer = read_to_close(&mut early, Duration::from_secs(5)).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    assert!(edge.ended().await.success());
+}
+
+#[tokio::test]
 async fn an_idle_edge_stops_at_once_and_a_transfer_only_up_to_the_limit() {
     let origin = Origin::start().await;
     let digest = origin.add_synthetic_blob("app", MIB, 2);
