@@ -1,7 +1,7 @@
-"""Clients that Debian has not, or not in this decade's version: built from Go modules, or installed from Python's index.
+"""Clients that Debian has not, or has too old: built from Go modules, or installed from Python's index.
 
-`tests/interop/tools/` says which, with every version and checksum. The result is kept beside the images, under a hash of
-that folder.
+`tests/interop/tools/` says which, with every version and checksum. The result is kept beside the images, under a hash
+of that folder.
 """
 
 import hashlib

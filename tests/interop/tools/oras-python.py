@@ -1,7 +1,7 @@
 """The Python SDK's client, as a command.
 
-`oras-python NAME FOLDER` downloads manifest, config and layers of NAME over plain HTTP into FOLDER. The SDK's own `pull`
-does the same and then unpacks what is a tar; the digests are those of what came over the wire.
+`oras-python NAME FOLDER` downloads manifest, config and layers of NAME over plain HTTP into FOLDER. The SDK's own
+`pull` does the same and then unpacks what is a tar; the digests are those of what came over the wire.
 """
 
 import sys

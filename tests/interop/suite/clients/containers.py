@@ -191,18 +191,14 @@ class CriO(_Store):
     configured_as = "cri-o"
 
     def _pull(self, store, name, platform):
-        facts = json.loads(self.run(store, name, self._home, platform))
+        configuration = store / "storage.conf"
+        configuration.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{store}/root"\nrunroot = "{store}/run"\n')
+        printed = self.workspace.command(
+            self.workspace.tool("containers-pull"), f"-arch={platform.split('/')[1]}", name,
+            home=self._home,
+            CONTAINERS_STORAGE_CONF=str(configuration),
+            CONTAINERS_REGISTRIES_CONF=str(self._home / ".config/containers/registries.conf"),
+        )  # fmt: skip
+        facts = json.loads(printed)
         return {facts["manifest"]}, facts["config"], facts["layers"] or []
 
-    def run(self, store, name, home, platform=PLATFORM, driver="vfs", **variables):
-        configuration = store / "storage.conf"
-        configuration.write_text(
-            f'[storage]\ndriver = "{driver}"\ngraphroot = "{store}/root"\nrunroot = "{store}/run"\n'
-        )
-        return self.workspace.command(
-            self.workspace.tool("containers-pull"), f"-arch={platform.split('/')[1]}", name,
-            home=home,
-            CONTAINERS_STORAGE_CONF=str(configuration),
-            CONTAINERS_REGISTRIES_CONF=str(home / ".config/containers/registries.conf"),
-            **variables,
-        )  # fmt: skip

@@ -1,6 +1,6 @@
 // containers-pull pulls an image as Podman and CRI-O do, with their own libraries in this year's version.
 //
-//	containers-pull [-artifact FOLDER] NAME
+//	containers-pull [-arch ARCHITECTURE] NAME
 //
 // Where images come from and where they are kept is in the files that CONTAINERS_REGISTRIES_CONF and
 // CONTAINERS_STORAGE_CONF name; the trust policy is the home directory's. It prints the image's manifest, config and
@@ -15,7 +15,6 @@ import (
 	"os"
 
 	"go.podman.io/image/v5/copy"
-	"go.podman.io/image/v5/directory"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
@@ -32,16 +31,15 @@ func main() {
 	if reexec.Init() {
 		return
 	}
-	folder := flag.String("folder", "", "copy the blobs into this folder in place of unpacking them into the store")
-	platform := flag.String("arch", "amd64", "the architecture to choose")
+	architecture := flag.String("arch", "amd64", "the architecture to choose")
 	flag.Parse()
-	if err := pull(context.Background(), flag.Arg(0), *folder, *platform); err != nil {
+	if err := pull(context.Background(), flag.Arg(0), *architecture); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func pull(ctx context.Context, name, folder, architecture string) error {
+func pull(ctx context.Context, name, architecture string) error {
 	system := &types.SystemContext{ArchitectureChoice: architecture, OSChoice: "linux"}
 	resolved, err := shortnames.Resolve(system, name)
 	if err != nil {
@@ -59,7 +57,7 @@ func pull(ctx context.Context, name, folder, architecture string) error {
 
 	var failures []error
 	for _, candidate := range resolved.PullCandidates {
-		if err := pullFrom(ctx, system, trust, candidate.Value, folder); err != nil {
+		if err := pullFrom(ctx, system, trust, candidate.Value); err != nil {
 			failures = append(failures, err)
 			continue
 		}
@@ -68,20 +66,11 @@ func pull(ctx context.Context, name, folder, architecture string) error {
 	return resolved.FormatPullErrors(failures)
 }
 
-func pullFrom(ctx context.Context, system *types.SystemContext, trust *signature.PolicyContext, name reference.Named, folder string) error {
+func pullFrom(ctx context.Context, system *types.SystemContext, trust *signature.PolicyContext, name reference.Named) error {
 	source, err := docker.NewReference(name)
 	if err != nil {
 		return err
 	}
-	if folder != "" {
-		target, err := directory.NewReference(folder)
-		if err != nil {
-			return err
-		}
-		_, err = copy.Image(ctx, trust, target, source, &copy.Options{SourceCtx: system, DestinationCtx: system})
-		return err
-	}
-
 	options, err := storage.DefaultStoreOptions()
 	if err != nil {
 		return err
@@ -122,4 +111,3 @@ func describe(ctx context.Context, system *types.SystemContext, target types.Ima
 		"layers":   config.RootFS.DiffIDs,
 	})
 }
-
