@@ -129,7 +129,7 @@ impl TagConfig {
 /// What becomes of a fill that nobody waits for any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnAbandon {
-    /// It goes on once enough has arrived.
+    /// It goes on once enough has arrived, if anybody has ever wanted its end.
     Finish,
     /// It stops; what has arrived is kept for the next pull.
     Cancel,
@@ -156,7 +156,8 @@ pub struct FillConfig {
     pub unverified_ranges: bool,
     /// How long a request waits for the first byte that it asked for.
     pub wait_timeout: Duration,
-    /// Fills at once from one upstream; each holds about 2.5 MiB. More wait for their turn.
+    /// Fetches at once from one upstream, fills and the ranges ahead of them; each holds 2.5 MiB at most. More
+    /// wait for their turn.
     pub max_concurrent: usize,
     /// The largest blob that is accepted.
     pub max_blob_size: Bytes,

@@ -121,6 +121,7 @@ async fn fill(
         }
     }
     let partial = puller.store().partial(*digest, route.upstream.name.as_str()).await?;
+    let speed = Speed::from(partial.arrived().len());
     let mut fill = Fill {
         puller,
         flight,
@@ -130,7 +131,7 @@ async fn fill(
         turn: Turn::Held(turn),
         front: Front::Idle,
         pieces: Pieces::new(),
-        speed: Speed::UNKNOWN,
+        speed,
         is_answered: false,
         is_in_order: false,
         is_wanted_to_the_end: false,
@@ -330,7 +331,7 @@ impl Fill<'_> {
         let (held, size) = (self.partial.arrived().ranges(), self.partial.size());
         if let Some(proven) = proven {
             if size.is_some_and(|size| size != proven) || held.end() > proven {
-                self.restart().await?;
+                self.partial.restart().await?;
             }
             return self.answered(Some(proven));
         }
@@ -374,7 +375,6 @@ impl Fill<'_> {
         let mut deserted = pin!(flight.deserted(config.abandon_grace));
         let mut linger = pin!(tokio::time::sleep(Duration::ZERO));
         let mut look = pin!(tokio::time::sleep(LOOK));
-        let mut bytes_at_look = self.partial.arrived().ranges().len();
         loop {
             if stirred && frame.is_empty() {
                 if self.front.is_idle() {
@@ -436,9 +436,7 @@ impl Fill<'_> {
                 () = flight.stirred() => stirred = true,
                 // What was to come soon, and does not, gets a fetch of its own.
                 () = look.as_mut(), if self.is_fetching() => {
-                    let bytes = self.partial.arrived().ranges().len();
-                    self.speed.observe(bytes - bytes_at_look, LOOK);
-                    bytes_at_look = bytes;
+                    self.speed.observe(self.partial.arrived().len(), LOOK);
                     look.as_mut().reset(Instant::now() + LOOK);
                     stirred = true;
                 }
@@ -470,10 +468,10 @@ impl Fill<'_> {
         self.is_wanted_to_the_end |= wants.iter().any(|want| want.end >= size.unwrap_or(u64::MAX));
         self.cut_front(&wants);
         let arrived = self.partial.arrived().ranges();
-        let is_missing = next_fetch(&wants, &arrived, &[self.front_fetch()], size, self.speed).is_some();
         // Without an answer, and where ranges are ignored, whatever is wanted comes from the front.
         let from_the_front = self.is_in_order || !self.is_answered;
-        let wants = if from_the_front && is_missing { Arc::from([WHOLE]) } else { wants };
+        let wants =
+            if from_the_front && self.is_missing(&wants, &arrived) { Arc::from([WHOLE]) } else { wants };
         while let Some(next) = next_fetch(&wants, &arrived, &self.fetches(&arrived), size, self.speed) {
             if !self.has_turn() {
                 return;
@@ -487,9 +485,14 @@ impl Fill<'_> {
                 break;
             }
         }
-        if self.front.is_idle() && self.pieces.is_empty() && !is_missing {
+        if self.front.is_idle() && self.pieces.is_empty() && !self.is_missing(&wants, &arrived) {
             self.turn = Turn::Released;
         }
+    }
+
+    /// Whether anything of what is wanted is neither there nor comes with the front.
+    fn is_missing(&self, wants: &[ByteRange], arrived: &RangeSet) -> bool {
+        next_fetch(wants, arrived, &[self.front_fetch()], self.partial.size(), self.speed).is_some()
     }
 
     /// Ends the front where nobody wants more. What nobody wants at all is for the grace of the abandoned.
@@ -600,12 +603,12 @@ impl Fill<'_> {
             }
             Err(error) => error.spoils_partial(),
         };
-        if contradicts && !self.is_answered && !self.partial.arrived().ranges().is_empty() {
+        if contradicts && !self.is_answered && !self.partial.arrived().is_empty() {
             tracing::warn!(
                 digest = %self.digest, from = self.partial.position(),
                 "a partial blob cannot be resumed and starts over"
             );
-            self.restart().await?;
+            self.partial.restart().await?;
             self.open_front(u64::MAX);
             return Ok(());
         }
@@ -623,10 +626,6 @@ impl Fill<'_> {
         }
         self.front = Front::Streaming { end, download };
         Ok(())
-    }
-
-    async fn restart(&mut self) -> Result<(), Error> {
-        Ok(self.partial.restart().await?)
     }
 
     /// Cuts what has come where the front ends. Returns whether it ends there.
@@ -705,7 +704,7 @@ impl Fill<'_> {
         let config = self.puller.fill_config();
         // Without a known size no share can be told; what nobody waits for is then not finished. Nor is what
         // was only ever wanted in parts.
-        let arrived = self.partial.arrived().ranges().len();
+        let arrived = self.partial.arrived().len();
         let enough = self.partial.size().is_some_and(|size| arrived >= config.finish_after.of(size));
         config.on_abandon == OnAbandon::Finish && enough && self.is_wanted_to_the_end
     }

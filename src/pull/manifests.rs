@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Error, Freshness, Puller, Served, key};
+use super::{Error, Freshness, Puller, Served, ask_once, key};
 use crate::oci::{Algorithm, Digest, ErrorCode, MAX_MANIFEST_SIZE, Manifest, Reference};
 use crate::routing::Route;
 use crate::store::TagRecord;
@@ -135,9 +135,9 @@ impl Puller {
     ) -> Result<ManifestHead, Error> {
         let key = key(route, digest);
         self.check_negative(&key)?;
-        loop {
+        let ask = || {
             let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
-            let (head, joined) = self.0.manifest_heads.run(key.clone(), move || async move {
+            async move {
                 let reference = Reference::Digest(digest);
                 let head = puller.client().head_manifest(&route, &reference, purpose).await;
                 let head = head.map_err(Error::from);
@@ -146,13 +146,9 @@ impl Puller {
                     puller.set_visible(&route, &digest);
                 }
                 head
-            });
-            match head.await.unwrap_or(Err(Error::Internal)) {
-                // What was joined may have been in the background, which goes without first.
-                Err(error) if joined && purpose == Purpose::Pull && error.is_rate_limit() => {}
-                head => return head,
             }
-        }
+        };
+        ask_once(&self.0.manifest_heads, &key, purpose, ask).await
     }
 
     /// Fetches, checks and keeps a manifest, once for all who want it.

@@ -43,7 +43,7 @@ use crate::oci::{Digest, ErrorCode};
 use crate::routing::{Route, UpstreamName};
 use crate::runtime::{Clock, Coalesce, Tasks};
 use crate::store::{ListRecord, Store, TagRecord};
-use crate::upstream::{Client, ManifestHead};
+use crate::upstream::{Client, ManifestHead, Purpose};
 use flight::Flights;
 use manifests::StoredManifest;
 use referrers::FetchedReferrers;
@@ -208,6 +208,27 @@ impl Puller {
             && !self.0.tag_config.negative_ttl.is_zero()
         {
             self.0.negatives.insert(key.to_owned(), *code);
+        }
+    }
+}
+
+/// The answer to a question, asked once for all who wonder. What was joined may have been asked in the
+/// background, which goes without first when a quota runs out; a pull then asks again.
+async fn ask_once<V, F>(
+    questions: &Coalesce<String, Result<V, Error>>,
+    key: &str,
+    purpose: Purpose,
+    ask: impl Fn() -> F,
+) -> Result<V, Error>
+where
+    V: Clone + Send + Sync + 'static,
+    F: Future<Output = Result<V, Error>> + Send + 'static,
+{
+    loop {
+        let (answer, joined) = questions.run(key.to_owned(), &ask);
+        match answer.await.unwrap_or(Err(Error::Internal)) {
+            Err(error) if joined && purpose == Purpose::Pull && error.is_rate_limit() => {}
+            answer => return answer,
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use futures_util::StreamExt;
 
-use super::{Error, Puller, key};
+use super::{Error, Puller, ask_once, key};
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::routing::{Access, Route};
 use crate::store::Scope;
@@ -53,9 +53,9 @@ impl Puller {
     ) -> Result<Option<u64>, Error> {
         let key = Self::blob_key(route, digest);
         self.check_negative(&key)?;
-        loop {
+        let prove = || {
             let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
-            let (proof, joined) = self.0.proofs.run(key.clone(), move || async move {
+            async move {
                 if puller.is_visible(&route, &digest).await
                     && let Some(size) = puller.store().size_of(&digest)
                 {
@@ -69,13 +69,9 @@ impl Puller {
                     puller.set_visible(&route, &digest);
                 }
                 size
-            });
-            match proof.await.unwrap_or(Err(Error::Internal)) {
-                // What was joined may have been in the background, which goes without first.
-                Err(error) if joined && purpose == Purpose::Pull && error.is_rate_limit() => {}
-                size => return size,
             }
-        }
+        };
+        ask_once(&self.0.proofs, &key, purpose, prove).await
     }
 
     /// Proves behind the client's back what a manifest names and the store already has, so that a

@@ -23,19 +23,25 @@ const UNKNOWN: u64 = 64 << 20;
 /// How fast the bytes of a blob come.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Speed {
+    /// How many there were at the last look.
+    total: u64,
     /// Of the last moments; nothing before the first of them is over.
     bytes_per_second: Option<f64>,
 }
 
 impl Speed {
-    /// Nothing is known yet.
-    pub(super) const UNKNOWN: Self = Self { bytes_per_second: None };
+    /// Nothing is known yet but how many bytes there are.
+    pub(super) const fn from(total: u64) -> Self {
+        Self { total, bytes_per_second: None }
+    }
 
-    /// Within this time so many bytes have come.
-    pub(super) fn observe(&mut self, bytes: u64, within: Duration) {
-        // Both are far below 2^52.
+    /// So many bytes are there now, and the last look was so long ago. A fill that has started over has less
+    /// than before, and brings nothing for one look.
+    pub(super) fn observe(&mut self, total: u64, ago: Duration) {
+        let brought = total.saturating_sub(self.total);
+        self.total = total;
         #[expect(clippy::cast_precision_loss, reason = "a speed is an estimate")]
-        let now = bytes as f64 / within.as_secs_f64().max(0.001);
+        let now = brought as f64 / ago.as_secs_f64().max(0.001);
         self.bytes_per_second = Some(self.bytes_per_second.map_or(now, |before| f64::midpoint(before, now)));
     }
 
@@ -139,7 +145,7 @@ mod tests {
                 .iter()
                 .map(|(start, position, end)| Fetch { start: *start, position: *position, end: *end })
                 .collect();
-            next_fetch(wants, &arrived(ranges), &fetches, Some(SIZE), Speed::UNKNOWN)
+            next_fetch(wants, &arrived(ranges), &fetches, Some(SIZE), Speed::from(0))
         };
         assert_eq!(next(&whole, &[], &[]), Some(range(0, SIZE)));
         assert_eq!(next(&whole, &[(9, 20)], &[]), Some(range(0, 9)), "up to what is there");
@@ -173,18 +179,25 @@ mod tests {
             next_fetch(&[range(at, at + 9)], &RangeSet::new(), &fetch, Some(SIZE), speed).is_some()
         };
         let at = |bytes_per_second| {
-            let mut speed = Speed::UNKNOWN;
+            let mut speed = Speed::from(0);
             speed.observe(bytes_per_second, Duration::from_secs(1));
             speed
         };
-        assert!(!splits(63 * MIB, Speed::UNKNOWN) && splits(64 * MIB, Speed::UNKNOWN));
+        assert!(!splits(63 * MIB, Speed::from(0)) && splits(64 * MIB, Speed::from(0)));
         assert!(!splits(199 * MIB, at(100 * MIB)) && splits(201 * MIB, at(100 * MIB)));
         assert!(!splits(3 * MIB, at(1000)) && splits(5 * MIB, at(1000)));
         let mut stalled = at(100 * MIB);
         for _ in 0..9 {
-            stalled.observe(0, Duration::from_secs(1));
+            stalled.observe(100 * MIB, Duration::from_secs(1));
         }
         assert!(splits(5 * MIB, stalled));
+        let mut restarted = at(100 * MIB);
+        restarted.observe(0, Duration::from_secs(1));
+        restarted.observe(100 * MIB, Duration::from_secs(1));
+        assert!(
+            !splits(140 * MIB, restarted) && splits(160 * MIB, restarted),
+            "what was lost is not counted"
+        );
     }
 
     proptest! {
@@ -197,7 +210,7 @@ mod tests {
             let wants: Vec<_> =
                 starts.iter().map(|(start, len)| range(start * MIB, (start + len).min(600) * MIB)).collect();
             let (mut set, mut fetches, mut brought) = (RangeSet::new(), Vec::<Fetch>::new(), 0);
-            let mut speed = Speed::UNKNOWN;
+            let mut speed = Speed::from(0);
             let mut steps = steps.into_iter();
             loop {
                 while fetches.len() < 8
@@ -213,7 +226,7 @@ mod tests {
                     break;
                 }
                 let (which, mib) = steps.next().unwrap_or((0, 40));
-                speed.observe(mib * MIB, Duration::from_secs(which as u64 % 3));
+                speed.observe(brought, Duration::from_secs(which as u64 % 3));
                 let index = which % fetches.len();
                 let fetch = &mut fetches[index];
                 let end = (fetch.position + mib * MIB).min(fetch.end);

@@ -39,9 +39,10 @@ const COMMIT_ROWS: usize = 4096;
 /// Clients choose the parameters of a list, and the digest that they want the referrers of, and so its
 /// row: when this many are there they make room for new ones all at once. A row above the size is kept in
 /// memory only.
-const LIST_ROWS: u64 = 1000;
-const REFERRERS_ROWS: u64 = 10_000;
-const LONGEST_ROW: usize = 128 << 10;
+const LIST_BOUNDS: Bounds = Bounds { rows: 1000, row_bytes: 512 << 10 };
+const REFERRERS_BOUNDS: Bounds = Bounds { rows: 10_000, row_bytes: 128 << 10 };
+/// The keys of other tables are things that exist upstream, and their rows a few hundred bytes.
+const USUAL_BOUNDS: Bounds = Bounds { rows: u64::MAX, row_bytes: 512 << 10 };
 /// redb's own page cache.
 const PAGE_CACHE: usize = 16 << 20;
 
@@ -293,10 +294,25 @@ impl Metadata {
         // Serialising these records cannot fail; should it ever, the row is only forgotten.
         let row = row.and_then(|row| serde_json::to_vec(row).ok());
         // In place of one that is too long stands none: an older one would say what is no longer true.
-        let row = row.filter(|row| row.len() <= LONGEST_ROW);
+        let row = row.filter(|row| row.len() <= bounds(table.name()).row_bytes);
         if self.writes.try_send((table, key.to_owned(), row)).is_err() {
             self.metrics.metadata_dropped.inc();
         }
+    }
+}
+
+/// How much a table may hold.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    rows: u64,
+    row_bytes: usize,
+}
+
+fn bounds(table: &str) -> Bounds {
+    match table {
+        table if table == LISTS.name() => LIST_BOUNDS,
+        table if table == REFERRERS.name() => REFERRERS_BOUNDS,
+        _ => USUAL_BOUNDS,
     }
 }
 
@@ -374,11 +390,7 @@ async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Writ
 fn commit(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     for (table, key, row) in writes {
-        let bound = match table.name() {
-            name if name == LISTS.name() => LIST_ROWS,
-            name if name == REFERRERS.name() => REFERRERS_ROWS,
-            _ => u64::MAX,
-        };
+        let bound = bounds(table.name()).rows;
         let mut table = transaction.open_table(*table)?;
         if table.len()? >= bound {
             table.retain(|_, _| false)?;

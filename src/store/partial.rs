@@ -58,6 +58,16 @@ impl Arrived {
         self.lock().clone()
     }
 
+    /// How many bytes have arrived.
+    pub fn len(&self) -> u64 {
+        self.lock().len()
+    }
+
+    /// Whether nothing has arrived.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     /// Replaces `ranges` by those of this moment, in its own memory.
     pub fn copy_to(&self, ranges: &mut RangeSet) {
         ranges.clone_from(&self.lock());
@@ -381,7 +391,7 @@ impl Partial {
     /// Writes what was gathered and leaves the files for a later fill to resume.
     pub async fn park(mut self) {
         let parked = self.try_park().await;
-        if self.arrived.lock().is_empty() {
+        if self.arrived.is_empty() {
             self.discard().await;
             return;
         }
@@ -419,7 +429,7 @@ impl Partial {
 
     /// A checkpoint that counts what was gathered as written, if it is time for one.
     fn due_checkpoint(&mut self) -> Option<Checkpoint> {
-        let bytes = self.arrived.lock().len() + self.gathered() as u64;
+        let bytes = self.arrived.len() + self.gathered() as u64;
         let new = bytes.saturating_sub(self.bytes_at_checkpoint);
         let is_due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL || new >= CHECKPOINT_BYTES;
         if new == 0 || !is_due {

@@ -62,11 +62,6 @@ impl RangeSet {
         Some(range.0.max(offset))
     }
 
-    /// How many ranges there are.
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
     /// Forgets all but the first `count` ranges.
     pub fn truncate(&mut self, count: usize) {
         self.0.truncate(count);
