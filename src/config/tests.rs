@@ -13,7 +13,7 @@ fn load(text: &str) -> Result<Config, Mistakes> {
 fn no_configuration_at_all_is_a_good_one() {
     let config = load("").unwrap();
     assert_eq!(config.frontend.listen[0].address.to_string(), "127.0.0.1:5050");
-    assert_eq!(config.store.directory, Path::new("/cache"));
+    assert_eq!(config.store.disks[0].directory, Path::new("/cache"));
 }
 
 #[test]

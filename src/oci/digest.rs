@@ -99,6 +99,11 @@ impl Digest {
         }
     }
 
+    /// The first eight bytes of the hash as a number, for tables that may take one digest for another.
+    pub fn prefix(&self) -> u64 {
+        self.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
     /// The part after the colon: lower-case hex, [`Algorithm::hex_len`] characters.
     pub fn hex(&self) -> String {
         let mut hex = String::with_capacity(self.algorithm().hex_len());

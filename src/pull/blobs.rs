@@ -98,7 +98,7 @@ impl Puller {
     }
 
     async fn stored_blob(&self, route: &Route, digest: &Digest) -> Result<Option<BlobAnswer>, Error> {
-        if !self.store().contains(digest) {
+        if !self.store().contains(digest).await {
             return Ok(None);
         }
         let visible = self.is_visible(route, digest).await;
@@ -239,7 +239,7 @@ impl Puller {
     /// Why the upstream could not say.
     pub async fn head_blob(&self, route: &Route, digest: &Digest) -> Result<BlobHead, Error> {
         let answer = |size, served| BlobHead { size, freshness: Freshness::of(served) };
-        let head = match self.store().size_of(digest) {
+        let head = match self.store().size_of(digest).await {
             Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),
             Some(size) => {
                 self.prove_blob(route, digest, Purpose::Pull).await?;

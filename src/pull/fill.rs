@@ -113,7 +113,7 @@ async fn fill(
     proven: Option<u64>,
 ) -> Result<Arc<Blob>, Error> {
     let turn = turn(puller, flight, route).await?;
-    if puller.store().contains(digest) {
+    if puller.store().contains(digest).await {
         // An earlier flight landed between this one's look at the store and its start.
         puller.prove_blob(route, digest, Purpose::Pull).await?;
         if let Some(blob) = puller.store().blob(digest).await {
@@ -333,24 +333,24 @@ impl Fill<'_> {
             if size.is_some_and(|size| size != proven) || held.end() > proven {
                 self.partial.restart().await?;
             }
-            return self.answered(Some(proven));
+            return self.answered(Some(proven)).await;
         }
         if size.is_some_and(|size| held.contiguous_end(0) == size) {
             // Everything had arrived when the last process died; the upstream is asked for the right only.
             self.puller.prove_blob(self.route, self.digest, Purpose::Pull).await?;
-            return self.answered(size);
+            return self.answered(size).await;
         }
         Ok(())
     }
 
     /// The upstream has answered: what is here may be read.
-    fn answered(&mut self, size: Option<u64>) -> Result<(), Error> {
+    async fn answered(&mut self, size: Option<u64>) -> Result<(), Error> {
         let largest = self.puller.fill_config().max_blob_size.as_u64();
         if let Some(size) = size {
             if size > largest {
                 return Err(Error::TooLarge(largest));
             }
-            self.partial.expect_size(size);
+            self.partial.expect_size(size).await?;
         }
         self.is_answered = true;
         let partial = &self.partial;
@@ -615,7 +615,7 @@ impl Fill<'_> {
         let download = opened?;
         if !self.is_answered {
             self.puller.set_visible(self.route, self.digest);
-            self.answered(download.size().or(self.partial.size()))?;
+            self.answered(download.size().or(self.partial.size())).await?;
         }
         if download.ignores_range() && !self.is_in_order {
             self.go_on_in_order().await;
@@ -650,7 +650,7 @@ impl Fill<'_> {
         if let Front::Streaming { download, .. } = &self.front
             && let Some(size) = download.size()
         {
-            self.partial.expect_size(size);
+            self.partial.note_size(size);
             self.flight.publish(|progress| progress.size = Some(size));
         }
         self.front = Front::Idle;

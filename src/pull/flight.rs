@@ -391,7 +391,7 @@ mod tests {
     use super::*;
     use crate::oci::Algorithm;
     use crate::runtime::{Clock, SystemClock};
-    use crate::store::{Metrics, Store, StoreConfig};
+    use crate::store::{Amount, DiskConfig, Metrics, Store, StoreConfig};
 
     fn digest() -> Digest {
         Digest::of(Algorithm::Sha256, b"x")
@@ -403,7 +403,7 @@ mod tests {
 
     async fn filling(directory: &std::path::Path) -> PartialFile {
         let config = StoreConfig {
-            directory: directory.to_owned(),
+            disks: vec![DiskConfig::new(directory.to_owned(), Amount::Bytes(crate::runtime::Bytes::gib(1)))],
             memory: crate::runtime::Bytes::mib(1),
             memory_max_object: crate::runtime::Bytes::kib(1),
         };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Error, Freshness, Puller, Served, ask_once, key};
 use crate::oci::{Algorithm, Digest, ErrorCode, MAX_MANIFEST_SIZE, Manifest, Reference};
@@ -82,7 +83,7 @@ impl Puller {
     ) -> Result<ManifestAnswer, Error> {
         let visible = self.is_visible(route, digest).await;
         // One look: what arrives after it is not proven for this repository.
-        let here = self.store().contains(digest);
+        let here = self.store().contains(digest).await;
         if !visible && here {
             self.manifest_head(route, digest, Purpose::Pull).await?;
         }
@@ -184,7 +185,7 @@ impl Puller {
                 None => return Ok(None),
             },
         };
-        if self.store().contains(&digest) && self.is_visible(route, &digest).await {
+        if self.store().contains(&digest).await && self.is_visible(route, &digest).await {
             self.stored_manifest(&digest).await
         } else {
             Ok(None)
@@ -196,7 +197,7 @@ impl Puller {
         route: &Route,
         reference: &Reference,
     ) -> Result<Arc<StoredManifest>, Error> {
-        let checked_at = self.0.clock.now();
+        let (checked_at, asked_at) = (self.0.clock.now(), Instant::now());
         let fetched = self.client().manifest(route, reference, Purpose::Pull).await?;
         let digest = reference
             .digest()
@@ -210,7 +211,7 @@ impl Puller {
             body: verified.bytes().clone(),
         });
         self.0.media_types.insert(digest, stored.media_type);
-        if let Err(error) = self.store().put(verified).await {
+        if let Err(error) = self.store().put(verified, asked_at.elapsed()).await {
             // The memory tier has it: a full disk must not fail a pull.
             tracing::warn!(%digest, %error, "a manifest could not be written to the cache");
         }

@@ -57,7 +57,7 @@ impl Puller {
             let (puller, route, digest, negative) = (self.clone(), route.clone(), *digest, key.clone());
             async move {
                 if puller.is_visible(&route, &digest).await
-                    && let Some(size) = puller.store().size_of(&digest)
+                    && let Some(size) = puller.store().size_of(&digest).await
                 {
                     // Proven since the caller looked.
                     return Ok(Some(size));
@@ -78,17 +78,14 @@ impl Puller {
     /// layer shared with another repository is a hit, and the pull complete when the upstream is
     /// down. What is not here needs no proof of its own: fetching it is one.
     pub(super) fn prove_children(&self, route: &Route, manifest: &Manifest) {
-        let here: Vec<Descriptor> =
-            manifest.children().filter(|child| self.store().contains(&child.digest)).cloned().collect();
-        if here.is_empty() {
-            return;
-        }
+        let children: Vec<Descriptor> = manifest.children().cloned().collect();
         let (puller, route) = (self.clone(), route.clone());
         self.0.tasks.spawn("prove", async move {
             let (puller, route) = (&puller, &route);
-            futures_util::stream::iter(here)
+            futures_util::stream::iter(children)
                 .for_each_concurrent(CONCURRENT_PROOFS, |child| async move {
-                    if puller.is_visible(route, &child.digest).await {
+                    let is_here = puller.store().contains(&child.digest).await;
+                    if !is_here || puller.is_visible(route, &child.digest).await {
                         return;
                     }
                     let purpose = Purpose::Background;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Blob;
+use super::sealed::make_durable;
 use crate::runtime::Tasks;
 
 /// Blobs that may wait for their sync. One that does not fit stays without its mark, which costs a
@@ -21,8 +21,8 @@ const QUEUE: usize = 4096;
 /// How long a blob waits for its sync; a stop does not.
 const SETTLING: Duration = Duration::from_secs(3);
 
-/// A blob that waits for its sync, which is due at this time.
-type Sealed = (Arc<Blob>, PathBuf, Instant);
+/// A blob that waits for its sync, which is due at this time. By its path: one that is evicted meanwhile needs none.
+type Sealed = (PathBuf, Instant);
 
 /// Where sealed blobs are handed over.
 #[derive(Debug, Clone)]
@@ -46,18 +46,18 @@ impl DurabilityQueue {
                     // Everything queued so far was taken by the branch above.
                     () = draining.draining() => None,
                 };
-                let Some((blob, path, due)) = next else { break };
+                let Some((path, due)) = next else { break };
                 tokio::select! {
                     () = tokio::time::sleep_until(due) => {}
                     () = draining.draining() => {}
                 }
-                let digest = *blob.digest();
-                match tokio::task::spawn_blocking(move || blob.make_durable(&path)).await {
+                let at = path.clone();
+                match tokio::task::spawn_blocking(move || make_durable(&path)).await {
                     Ok(Ok(())) => {
                         unmarked.fetch_sub(1, Ordering::Relaxed);
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(%digest, %error, "a blob could not be synced; it is verified after a power loss");
+                        tracing::warn!(path = %at.display(), %error, "a blob could not be synced; it is verified after a power loss");
                     }
                     Err(_) => break,
                 }
@@ -66,9 +66,9 @@ impl DurabilityQueue {
         queue
     }
 
-    pub(super) fn push(&self, blob: Arc<Blob>, path: PathBuf) {
+    pub(super) fn push(&self, path: PathBuf) {
         self.unmarked.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = self.sender.try_send((blob, path, Instant::now() + SETTLING)) {
+        if let Err(error) = self.sender.try_send((path, Instant::now() + SETTLING)) {
             tracing::debug!(%error, "a blob stays without its durable mark");
         }
     }

@@ -93,6 +93,11 @@ impl Layout {
         self.root.join("metadata.redb")
     }
 
+    /// What is known of each sealed blob.
+    pub(super) fn catalogue(&self) -> PathBuf {
+        self.root.join("catalogue.redb")
+    }
+
     /// Which boot of the machine this directory was last used in, and how it was left.
     pub(super) fn boot(&self) -> PathBuf {
         self.root.join("BOOT")
@@ -113,6 +118,7 @@ impl Layout {
     }
 
     /// The journal beside the data of a blob in flight.
+    #[cfg(test)]
     pub(super) fn journal(&self, digest: &Digest, upstream: &str) -> PathBuf {
         self.partial(digest, upstream).with_extension("journal")
     }
@@ -122,16 +128,18 @@ impl Layout {
         self.partials().join(format!("{}-{:08x}.tmp", digest.hex(), fastrand::u32(..)))
     }
 
-    /// Moves `path` out of the way, keeping it for the operator to look at.
-    pub(super) fn put_in_quarantine(&self, path: &Path, reason: &str) {
+    /// Moves `path` out of the way, keeping it for the operator to look at. Whether that was possible.
+    pub(super) fn put_in_quarantine(&self, path: &Path, reason: &str) -> bool {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let target = self.quarantine().join(format!("{name}.{:08x}", fastrand::u32(..)));
         match fs::rename(path, &target) {
             Ok(()) => {
                 tracing::warn!(path = %path.display(), moved_to = %target.display(), reason, "quarantined");
+                true
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, reason, "could not be quarantined; it is not served");
+                false
             }
         }
     }

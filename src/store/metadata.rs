@@ -1,11 +1,12 @@
 //! What is known besides the bytes: tags and their freshness, which repository may see which
-//! digest, the last lists of tags, repositories and referrers, and the sizes of sealed blobs. Kept over restarts in one redb file.
+//! digest, the last lists of tags, repositories and referrers, and what the images consist of that are kept. Outlives
+//! a restart in one redb file.
 //!
 //! Writes go to memory at once and to the file by a task that commits whatever has queued up, one
 //! transaction at a time, so that no pull waits for an `fsync` and a `kill -9` costs milliseconds
 //! of metadata: a lost row is asked for upstream again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::runtime::{Tasks, Timestamp};
 
 const TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
 const VISIBILITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("visibility");
-const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blobs");
+const KEPT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("kept");
 const LISTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("lists");
 const REFERRERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("referrers");
 
@@ -254,22 +255,17 @@ impl Metadata {
         self.referrers.insert(key, record);
     }
 
-    /// The sizes of the sealed blobs, as they were sealed. Blocking.
-    pub(super) fn blob_sizes(&self) -> HashMap<Digest, u64> {
-        read_blob_sizes(&self.database).unwrap_or_else(|error| {
-            tracing::warn!(%error, "sizes of cached blobs could not be read; their bytes are verified instead");
+    /// What the images consist of that are kept. Blocking.
+    pub(super) fn kept(&self) -> HashMap<String, HashSet<Digest>> {
+        read_kept(&self.database).unwrap_or_else(|error| {
+            tracing::warn!(%error, "which images are kept could not be read; their next pull says it again");
             HashMap::new()
         })
     }
 
-    /// Notes the size of a sealed blob.
-    pub(super) fn set_blob(&self, digest: &Digest, size: u64) {
-        self.write(BLOBS, &digest.to_string(), Some(&size));
-    }
-
-    /// Forgets a blob that is gone from the disk.
-    pub(super) fn remove_blob(&self, digest: &Digest) {
-        self.write::<u64>(BLOBS, &digest.to_string(), None);
+    /// Notes what a kept image consists of; nothing, if it is not kept any more.
+    pub(super) fn set_kept(&self, name: &str, digests: &HashSet<Digest>) {
+        self.write(KEPT, name, Some(digests).filter(|digests| !digests.is_empty()));
     }
 
     async fn read<T: DeserializeOwned + Send + 'static>(
@@ -338,7 +334,7 @@ fn open_database(path: &Path) -> Result<Database, redb::Error> {
     let database =
         Database::builder().set_cache_size(PAGE_CACHE).create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
-    for table in [TAGS, VISIBILITY, LISTS, REFERRERS, BLOBS] {
+    for table in [TAGS, VISIBILITY, LISTS, REFERRERS, KEPT] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -356,16 +352,16 @@ fn read_row<T: DeserializeOwned>(
     Ok(row.and_then(|row| serde_json::from_slice(row.value()).ok()))
 }
 
-fn read_blob_sizes(database: &Database) -> Result<HashMap<Digest, u64>, redb::Error> {
-    let table = database.begin_read()?.open_table(BLOBS)?;
-    let mut sizes = HashMap::new();
+fn read_kept(database: &Database) -> Result<HashMap<String, HashSet<Digest>>, redb::Error> {
+    let table = database.begin_read()?.open_table(KEPT)?;
+    let mut kept = HashMap::new();
     for row in table.iter()? {
-        let (digest, size) = row?;
-        if let (Ok(digest), Ok(size)) = (digest.value().parse(), serde_json::from_slice(size.value())) {
-            sizes.insert(digest, size);
+        let (name, digests) = row?;
+        if let Ok(digests) = serde_json::from_slice(digests.value()) {
+            kept.insert(name.value().to_owned(), digests);
         }
     }
-    Ok(sizes)
+    Ok(kept)
 }
 
 async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Write>, draining: Tasks) {

@@ -1,7 +1,7 @@
 //! Bytes by digest: what has arrived, what is arriving, and what is known about it.
 //!
 //! ```text
-//! <directory>/            0700, one process owns it
+//! <directory>/            0700, one process owns it; there may be several, on several disks
 //! ├── LOCK                held by the owner, with its pid
 //! ├── VERSION             of this layout
 //! ├── BOOT                boot id of the last use, or "clean"
@@ -9,42 +9,48 @@
 //! │                       0600 until synced, 0400 from then on: the durable mark
 //! ├── partial/            one sparse <alg>-<hex>.data per blob in flight,
 //! │                       and its .journal: arrived ranges and hash state
-//! ├── quarantine/         what did not belong
-//! └── metadata.redb       tags, visibility, tag lists
+//! ├── quarantine/         what did not belong; emptied when room is needed
+//! ├── catalogue.redb      of the sealed blobs: size, charge, how often and when they were used
+//! └── metadata.redb       tags, visibility, lists; only in the first directory
 //! ```
 //!
-//! Invariants: a file reaches `blobs/` only by rename and only after its digest was compared; a
-//! sealed file is never written again; bytes count as arrived only once they are in the file.
+//! Invariants: a file reaches `blobs/` only by rename and only after its digest was compared; a sealed file is never
+//! written again; bytes count as arrived only once they are in the file; nothing is written that the [ledger] of its
+//! directory has no room for; what is open, in flight or part of a kept image is not evicted.
 //! Small objects are also held in memory; large ones leave that to the page cache.
-//!
-//! What is not here yet has its place: the index ([`Store`]'s map of sealed blobs) is where a byte
-//! budget and eviction attach, [`Partial::expect_size`] where admission is decided.
 
 mod block;
 mod config;
+mod disk;
 mod durable;
+pub mod eviction;
+mod health;
+mod housekeeping;
+mod images;
+mod index;
 mod journal;
 mod layout;
+mod ledger;
 mod memory;
 mod metadata;
 mod partial;
 mod ranges;
 mod read;
+mod records;
 mod recover;
 mod sealed;
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::collections::HashSet;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use moka::sync::Cache;
-use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-pub use config::StoreConfig;
+pub use config::{Amount, DiskConfig, Eviction, StoreConfig};
 pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
 pub use partial::{Arrived, Partial, PartialFile, Piece, SealError};
 use partial::{BLOCK, PIECE_BLOCK};
@@ -54,17 +60,14 @@ pub use sealed::Blob;
 use crate::oci::{Digest, Verified};
 use crate::runtime::{Clock, Coalesce, Tasks};
 use crate::telemetry;
+use disk::{Disk, Shared};
 use durable::DurabilityQueue;
-use layout::{Layout, Ownership};
+use images::Images;
 use memory::MemoryTier;
 use read::BufferPool;
 
-/// Open files of hot blobs; an open costs 5 µs and a hop to the blocking pool.
-const OPEN_BLOBS: u64 = 512;
 /// How long a stop waits for blobs to be synced; the rest is verified after a power loss.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// An idle handle keeps the space of a removed file: let go of it soon.
-const OPEN_IDLE: Duration = Duration::from_mins(1);
 
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +97,12 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// There is no room for a blob, and none can be made.
+    #[error("no room for {needed} bytes within the budget of the cache")]
+    NoRoom {
+        /// What the blob would take in all.
+        needed: u64,
     },
     /// The metadata file cannot be opened or created.
     #[error("{}: {source}", path.display())]
@@ -134,12 +143,26 @@ pub struct Metrics {
     metadata_dropped: IntCounter,
     /// Blobs found damaged on disk.
     corrupt: IntCounter,
+    /// Blobs evicted.
+    evictions: IntCounter,
+    /// Their bytes.
+    evicted_bytes: IntCounter,
+    /// Blobs for which no room could be made.
+    refused: IntCounter,
+    /// Rows of the catalogue that did not fit the write queue.
+    records_dropped: IntCounter,
+    /// What a directory may take, in bytes.
+    capacity: IntGaugeVec,
+    /// What it takes, promised bytes included.
+    used: IntGaugeVec,
+    /// Whether it can be written to.
+    healthy: IntGaugeVec,
 }
 
 impl Metrics {
     /// Registers the counters.
     pub fn register(metrics: &telemetry::Metrics) -> Self {
-        use telemetry::{counter, counters, gauge};
+        use telemetry::{counter, counters, gauge, gauges};
         Self {
             lookups: counters(
                 metrics,
@@ -159,6 +182,36 @@ impl Metrics {
                 metrics,
                 "store_corrupt_total",
                 "Blobs found damaged on disk and put in quarantine.",
+            ),
+            evictions: counter(metrics, "store_evictions_total", "Blobs evicted to make room."),
+            evicted_bytes: counter(metrics, "store_evicted_bytes_total", "Bytes of the blobs evicted."),
+            refused: counter(
+                metrics,
+                "store_refused_total",
+                "Blobs that were not cached because no room could be made for them.",
+            ),
+            records_dropped: counter(
+                metrics,
+                "store_records_dropped_total",
+                "Rows of the catalogue that were not persisted because the write queue was full.",
+            ),
+            capacity: gauges(
+                metrics,
+                "store_capacity_bytes",
+                "Bytes that the cache may take in a directory, as far as the file system has room.",
+                &["directory"],
+            ),
+            used: gauges(
+                metrics,
+                "store_used_bytes",
+                "Bytes that it takes there, with those promised to blobs in flight.",
+                &["directory"],
+            ),
+            healthy: gauges(
+                metrics,
+                "store_disk_healthy",
+                "1 while a directory can be written to, 0 while it cannot.",
+                &["directory"],
             ),
         }
     }
@@ -194,67 +247,80 @@ impl Content {
     }
 }
 
-/// The store of one cache directory. Clones share it.
+/// The store. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    layout: Layout,
-    boot_id: String,
-    clock: Arc<dyn Clock>,
-    memory: MemoryTier,
+    boot_id: Arc<str>,
+    memory: Arc<MemoryTier>,
     pool: BufferPool,
     blocks: BufferPool,
     piece_blocks: BufferPool,
     metadata: Metadata,
+    images: Arc<Images>,
     durability: DurabilityQueue,
+    /// At least one; the first has the metadata.
+    disks: Vec<Arc<Disk>>,
+    /// Directories whose blobs have not all been verified.
+    doubtful: AtomicUsize,
+    opens: Coalesce<Digest, Option<Arc<Blob>>>,
     /// The store's own tasks: they outlive the pulls whose rows and blobs they write.
     background: Tasks,
-    // A map under a lock: read for nanoseconds per lookup, written once per sealed blob.
-    index: RwLock<HashMap<Digest, u64>>,
-    suspects: Mutex<HashSet<Digest>>,
-    open: Cache<Digest, Arc<Blob>>,
-    opens: Coalesce<Digest, Option<Arc<Blob>>>,
     metrics: Arc<Metrics>,
-    _ownership: Ownership,
 }
 
 impl Store {
-    /// Opens the directory, recovers what is in it and starts the background work. Blocking.
+    /// Opens the directories and starts the background work, which also reads what is in them: pulls wait for it
+    /// only where they have to. Blocking.
     ///
     /// # Errors
-    /// When the directory belongs to another process or cannot be used at all. What is damaged
-    /// inside it is no error.
+    /// When the first directory belongs to another process or cannot be used at all. What is damaged inside it is
+    /// no error; another directory that cannot be used is left out with a log line.
     pub fn open(config: &StoreConfig, clock: Arc<dyn Clock>, metrics: Metrics) -> Result<Self, Error> {
         let background = Tasks::new();
         let metrics = Arc::new(metrics);
-        let layout = Layout::create(&config.directory)?;
-        let ownership = layout.own()?;
-        let boot_id = boot_id();
-        let metadata = Metadata::open(&layout, &background, Arc::clone(&metrics))?;
-        let recovered = recover::recover(&layout, &boot_id, &metadata.blob_sizes())?;
-        metrics.blobs.set(gauge_value(recovered.blobs.len() as u64));
-        metrics.bytes.set(gauge_value(recovered.blobs.values().sum()));
+        let boot_id: Arc<str> = boot_id().into();
+        let shared = Shared {
+            boot_id: Arc::clone(&boot_id),
+            clock,
+            pool: BufferPool::for_reading(),
+            memory: Arc::new(MemoryTier::new(config.memory.as_usize(), config.memory_max_object.as_u64())),
+            images: Arc::default(),
+            durability: DurabilityQueue::start(&background),
+            metrics: Arc::clone(&metrics),
+        };
+        let first = Disk::open(config.disks[0].clone(), &shared)?;
+        let metadata = Metadata::open(&first.layout, &background, Arc::clone(&metrics))?;
+        for (name, digests) in metadata.kept() {
+            shared.images.keep(&name, digests);
+        }
+        let mut disks = vec![Arc::new(first)];
+        for further in &config.disks[1..] {
+            match Disk::open(further.clone(), &shared) {
+                Ok(disk) => disks.push(Arc::new(disk)),
+                Err(error) => tracing::error!(%error, "a directory of the cache is left out"),
+            }
+        }
         let store = Self(Arc::new(Inner {
             boot_id,
-            clock,
-            memory: MemoryTier::new(config.memory.as_usize(), config.memory_max_object.as_u64()),
-            pool: BufferPool::for_reading(),
+            memory: shared.memory,
+            pool: shared.pool,
             blocks: BufferPool::new(BLOCK),
             piece_blocks: BufferPool::new(PIECE_BLOCK),
             metadata,
-            durability: DurabilityQueue::start(&background),
+            images: shared.images,
+            durability: shared.durability,
+            doubtful: AtomicUsize::new(disks.len()),
+            disks,
             opens: Coalesce::new("open", &background),
             background,
-            index: RwLock::new(recovered.blobs),
-            suspects: Mutex::new(recovered.suspects),
-            open: Cache::builder().max_capacity(OPEN_BLOBS).time_to_idle(OPEN_IDLE).build(),
             metrics,
-            _ownership: ownership,
-            layout,
         }));
-        store.verify_suspects(recovered.unsynced);
+        for disk in &store.0.disks {
+            store.keep_house(disk);
+        }
         Ok(store)
     }
 
@@ -263,16 +329,23 @@ impl Store {
         &self.0.metadata
     }
 
-    /// The cache directory.
+    /// The first cache directory.
     pub fn directory(&self) -> &Path {
-        self.0.layout.root()
+        self.0.disks[0].layout.root()
     }
 
-    /// The object of this digest, if it is here as a whole.
+    /// The directories that cannot be written to, and why.
+    pub fn degraded(&self) -> Vec<(PathBuf, String)> {
+        let disks = self.0.disks.iter();
+        disks.filter_map(|disk| Some((disk.layout.root().to_owned(), disk.health.reason()?))).collect()
+    }
+
+    /// The object of this digest, if it is here as a whole. Cancel safe.
     pub async fn get(&self, digest: &Digest) -> Option<Content> {
         let tier = &self.0.metrics.lookups;
         if let Some(bytes) = self.0.memory.get(digest) {
             tier.with_label_values(&["memory"]).inc();
+            self.touch(digest);
             return Some(Content::Memory(bytes));
         }
         let Some(blob) = self.blob(digest).await else {
@@ -296,39 +369,80 @@ impl Store {
         }
     }
 
-    /// Whether the object is here as a whole. Asks no disk.
-    pub fn contains(&self, digest: &Digest) -> bool {
-        self.0.index.read().unwrap_or_else(PoisonError::into_inner).contains_key(digest)
+    /// Whether the object is here as a whole. Cancel safe.
+    pub async fn contains(&self, digest: &Digest) -> bool {
+        self.find(digest).await.is_some()
     }
 
-    /// The size of an object that is here as a whole. Asks no disk.
-    pub fn size_of(&self, digest: &Digest) -> Option<u64> {
-        self.0.index.read().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    /// The size of an object that is here as a whole. Asks the disk only while the index is being loaded. Cancel safe.
+    pub async fn size_of(&self, digest: &Digest) -> Option<u64> {
+        self.find(digest).await.map(|(_, size)| size)
     }
 
-    /// Keeps a small object whose digest was compared, in memory and on disk.
+    async fn find(&self, digest: &Digest) -> Option<(&Arc<Disk>, u64)> {
+        for disk in &self.0.disks {
+            if let Some(size) = disk.find(digest).await {
+                return Some((disk, size));
+            }
+        }
+        None
+    }
+
+    fn touch(&self, digest: &Digest) {
+        self.0.disks.iter().for_each(|disk| disk.touch(digest));
+    }
+
+    /// The sealed file of this digest, if there is one. Cancel safe.
+    pub async fn blob(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        for disk in &self.0.disks {
+            if let Some(blob) = disk.opened(digest) {
+                disk.touch(digest);
+                return Some(blob);
+            }
+        }
+        let (disk, _) = self.find(digest).await?;
+        let (disk, digest) = (Arc::clone(disk), *digest);
+        disk.touch(&digest);
+        // Once for all who ask: a suspect is hashed here, which takes seconds for a large blob.
+        let (opened, _) = self.0.opens.run(digest, move || async move {
+            tokio::task::spawn_blocking(move || disk.open_blob(digest)).await.ok().flatten()
+        });
+        opened.await.flatten()
+    }
+
+    /// Keeps a small object whose digest was compared, in memory and on disk. `cost` is what it took to fetch it.
     ///
     /// # Errors
-    /// The disk's error; the memory tier has the object all the same.
-    pub async fn put(&self, verified: Verified) -> Result<(), Error> {
+    /// The disk's error, or that there is no room; the memory tier has the object all the same.
+    pub async fn put(&self, verified: Verified, cost: Duration) -> Result<(), Error> {
         let digest = verified.digest();
         self.remember(digest, verified.bytes().clone());
-        if self.contains(&digest) {
+        if self.contains(&digest).await {
             return Ok(());
         }
+        let size = verified.bytes().len() as u64;
+        let disk = Arc::clone(self.choose_disk(None)?);
+        let reservation = disk.room_for(size).await?;
         // A file of its own: a fill of the same digest may be under way, and its file is its alone.
-        let (store, size) = (self.clone(), verified.bytes().len() as u64);
+        let writer = Arc::clone(&disk);
         let written = tokio::task::spawn_blocking(move || {
-            let (temporary, path) = (store.0.layout.temporary(&digest), store.0.layout.blob(&digest));
-            let mut file = layout::private_file().create_new(true).read(true).open(&temporary)?;
-            file.write_all(verified.bytes())?;
-            layout::rename_into(&temporary, &path)?;
-            Ok(file)
+            let temporary = writer.layout.temporary(&digest);
+            let written =
+                layout::private_file().create_new(true).read(true).open(&temporary).and_then(|mut file| {
+                    file.write_all(verified.bytes())?;
+                    let cost = Some(cost.as_secs_f32());
+                    writer.seal(digest, size, Arc::new(file), &temporary, reservation, cost)
+                });
+            written.inspect_err(|_| {
+                // What could not be written takes no room; where it cannot be removed, the next start does.
+                let _ = std::fs::remove_file(&temporary);
+            })
         });
-        let file = written.await.map_err(io::Error::other).flatten();
-        let file = file.map_err(|source| Error::file(&self.0.layout.blob(&digest), source))?;
-        self.index(digest, size, Arc::new(file));
-        Ok(())
+        let written = written.await.map_err(io::Error::other).flatten();
+        written.map(|_| ()).map_err(|source| {
+            disk.failed(&source);
+            Error::file(&disk.layout.blob(&digest), source)
+        })
     }
 
     /// The writing end of a blob that is not here yet, resumed where an earlier fill from this
@@ -337,101 +451,43 @@ impl Store {
     /// # Errors
     /// The disk's error.
     pub async fn partial(&self, digest: Digest, upstream: &str) -> Result<Partial, Error> {
-        let (store, upstream) = (self.clone(), upstream.to_owned());
-        tokio::task::spawn_blocking(move || Partial::open(store, digest, &upstream))
-            .await
-            .unwrap_or_else(|error| Err(Error::file(&self.0.layout.partials(), io::Error::other(error))))
-    }
-
-    /// Ends orderly, once nobody uses the store any more: writes what is still queued, and notes
-    /// that nothing needs to be verified at the next start, if that is so.
-    pub async fn close(&self) {
-        let unfinished = self.0.background.drain(CLOSE_TIMEOUT).await;
-        let verified = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        if unfinished > 0 || !verified || !self.0.durability.is_settled() {
-            tracing::info!("closed with blobs that are verified after a power loss");
-            return;
-        }
-        let layout = self.0.layout.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || recover::leave_clean(&layout)).await {
-            tracing::debug!(%error, "the clean mark could not be written");
-        }
-    }
-
-    /// Takes a complete and verified partial file as a sealed blob.
-    async fn adopt(
-        &self,
-        digest: Digest,
-        size: u64,
-        file: Arc<File>,
-        [data, journal]: [PathBuf; 2],
-    ) -> Result<Arc<Blob>, Error> {
-        let path = self.0.layout.blob(&digest);
-        let to = path.clone();
-        let renamed = tokio::task::spawn_blocking(move || {
-            layout::rename_into(&data, &to)?;
-            partial::remove_files(&[journal])
-        });
-        renamed.await.map_err(io::Error::other).flatten().map_err(|source| Error::file(&path, source))?;
-        Ok(self.index(digest, size, file))
-    }
-
-    /// Makes a file that has reached its place known, and has it synced.
-    fn index(&self, digest: Digest, size: u64, file: Arc<File>) -> Arc<Blob> {
-        let blob = Arc::new(Blob::new(digest, size, self.0.clock.now(), file, self.0.pool.clone()));
-        let before = self.0.index.write().unwrap_or_else(PoisonError::into_inner).insert(digest, size);
-        if before.is_none() {
-            self.0.metadata.set_blob(&digest, size);
-            self.0.metrics.blobs.inc();
-            self.0.metrics.bytes.add(gauge_value(size));
-        }
-        self.0.open.insert(digest, Arc::clone(&blob));
-        self.0.durability.push(Arc::clone(&blob), self.0.layout.blob(&digest));
-        blob
-    }
-
-    /// The sealed file of this digest, if there is one.
-    pub async fn blob(&self, digest: &Digest) -> Option<Arc<Blob>> {
-        let size = self.size_of(digest)?;
-        if let Some(blob) = self.0.open.get(digest) {
-            return Some(blob);
-        }
-        let (store, digest) = (self.clone(), *digest);
-        // Once for all who ask: a suspect is hashed here, which takes seconds for a large blob.
-        let (opened, _) = self.0.opens.run(digest, move || async move {
-            tokio::task::spawn_blocking(move || store.open_blob(digest, size)).await.ok().flatten()
-        });
-        opened.await.flatten()
-    }
-
-    /// Opens a sealed blob, hashing it first where a power loss may have taken bytes. Blocking.
-    fn open_blob(&self, digest: Digest, size: u64) -> Option<Arc<Blob>> {
-        let path = self.0.layout.blob(&digest);
-        let blob = match Blob::open(&path, digest, self.0.pool.clone()) {
-            Ok(blob) => blob,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a cached blob cannot be opened; it is fetched again");
-                // Any other error may pass, as that of too many open files does.
-                if error.kind() == io::ErrorKind::NotFound {
-                    self.forget(&digest);
-                }
-                return None;
-            }
+        let parked = |disk: &Arc<Disk>| disk.has_parked(&disk.layout.partial(&digest, upstream));
+        let mut disk = match self.0.disks.iter().find(|disk| parked(disk)) {
+            Some(disk) => disk,
+            None => self.choose_disk(None)?,
         };
-        let suspect = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
-        let sound = blob.size() == size && (!suspect || blob.verify().unwrap_or(false));
-        if !sound {
-            self.set_aside(&digest, "not the bytes that were sealed");
-            return None;
+        loop {
+            let (store, place) = (self.clone(), disk.place(disk.layout.partial(&digest, upstream)));
+            let opened = tokio::task::spawn_blocking(move || Partial::open(store, place, digest));
+            let opened = opened
+                .await
+                .unwrap_or_else(|error| Err(Error::file(&disk.layout.partials(), io::Error::other(error))));
+            match (opened, disk.health.is_degraded()) {
+                // It has just turned out to be broken: another one may do.
+                (Err(Error::Disk { .. }), true) => disk = self.choose_disk(None)?,
+                (opened, _) => return opened,
+            }
         }
-        let blob = Arc::new(blob);
-        if suspect {
-            self.0.metadata.set_blob(&digest, size);
-            self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
-            self.0.durability.push(Arc::clone(&blob), path);
-        }
-        self.0.open.insert(digest, Arc::clone(&blob));
-        Some(blob)
+    }
+
+    /// The same blob in flight on another disk.
+    async fn elsewhere(&self, digest: Digest, place: &disk::Place) -> Result<Partial, Error> {
+        let disk = self.choose_disk(Some(place.disk()))?;
+        let data = disk.layout.partials().join(place.data().file_name().unwrap_or_default());
+        let (store, place, partials) = (self.clone(), disk.place(data), disk.layout.partials());
+        tokio::task::spawn_blocking(move || Partial::open(store, place, digest))
+            .await
+            .unwrap_or_else(|error| Err(Error::file(&partials, io::Error::other(error))))
+    }
+
+    /// The disk with the largest share of its budget free, among those that can be written to; not `other`.
+    fn choose_disk(&self, other: Option<&Arc<Disk>>) -> Result<&Arc<Disk>, Error> {
+        let is_other = |disk: &Arc<Disk>| other.is_some_and(|other| Arc::ptr_eq(other, disk));
+        let disks = self.0.disks.iter().filter(|disk| !disk.health.is_degraded() && !is_other(disk));
+        disks.max_by_key(|disk| disk.freedom()).ok_or_else(|| {
+            let reason = self.0.disks[0].health.reason().unwrap_or_default();
+            Error::directory(self.directory(), io::Error::other(reason))
+        })
     }
 
     /// Takes a blob out of service whose file could not be read, so that it is fetched again. A
@@ -439,8 +495,10 @@ impl Store {
     pub async fn distrust(&self, blob: &Arc<Blob>) {
         let (store, blob) = (self.clone(), Arc::clone(blob));
         let set_aside = tokio::task::spawn_blocking(move || {
-            if blob.is_at(&store.0.layout.blob(blob.digest())) {
-                store.set_aside(blob.digest(), "unreadable");
+            for disk in &store.0.disks {
+                if blob.is_at(&disk.layout.blob(blob.digest())) {
+                    disk.set_aside(blob.digest(), "unreadable");
+                }
             }
         });
         if let Err(error) = set_aside.await {
@@ -448,62 +506,54 @@ impl Store {
         }
     }
 
-    /// Blocking.
-    fn set_aside(&self, digest: &Digest, reason: &str) {
-        self.0.metrics.corrupt.inc();
-        self.forget(digest);
-        self.0.layout.put_in_quarantine(&self.0.layout.blob(digest), reason);
-    }
-
-    fn forget(&self, digest: &Digest) {
-        let removed = self.0.index.write().unwrap_or_else(PoisonError::into_inner).remove(digest);
-        if let Some(size) = removed {
-            self.0.metadata.remove_blob(digest);
-            self.0.metrics.blobs.dec();
-            self.0.metrics.bytes.sub(gauge_value(size));
+    /// Notes that a manifest has been cached that names `children`, so that they are worth more.
+    pub fn note_image(&self, children: impl Iterator<Item = Digest>) {
+        for child in children {
+            let mut disks = self.0.disks.iter();
+            if !disks.any(|disk| disk.depend(&child, true)) {
+                self.0.images.expect(child);
+            }
         }
-        self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
-        self.0.open.invalidate(digest);
-        self.0.memory.remove(digest);
     }
 
-    /// In the background, has synced what no sync has reached, and hashes what may have lost bytes,
-    /// so that this happens once.
-    fn verify_suspects(&self, unsynced: Vec<Digest>) {
-        let suspects: Vec<_> = {
-            let suspects = self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner);
-            suspects.iter().copied().collect()
-        };
-        let store = self.clone();
-        self.0.background.spawn("verify", async move {
-            for digest in unsynced {
-                if let Some(blob) = store.blob(&digest).await {
-                    store.0.durability.push(blob, store.0.layout.blob(&digest));
-                }
-            }
-            if suspects.is_empty() {
-                return;
-            }
-            for digest in suspects {
-                if store.0.background.is_draining() {
-                    return;
-                }
-                store.blob(&digest).await;
-            }
-            if let Err(error) = recover::note_boot(&store.0.layout, &store.0.boot_id) {
-                tracing::warn!(%error, "the next start verifies again");
-            }
-            tracing::info!("every blob of doubt was verified");
+    /// Keeps everything of the image called `name` from being evicted; what else it consisted of before goes free.
+    pub fn keep_image(&self, name: &str, digests: HashSet<Digest>) {
+        if self.0.images.keep(name, digests.clone()) {
+            self.0.metadata.set_kept(name, &digests);
+        }
+    }
+
+    /// The kept images that a blob belongs to.
+    pub fn kept_by(&self, digest: &Digest) -> Vec<String> {
+        self.0.images.kept_by(digest)
+    }
+
+    /// Ends orderly, once nobody uses the store any more: writes what is still queued, and notes
+    /// that nothing needs to be verified at the next start, if that is so.
+    pub async fn close(&self) {
+        let disks = self.0.disks.clone();
+        let recorded = tokio::task::spawn_blocking(move || disks.iter().for_each(|disk| disk.record_use()));
+        if let Err(error) = recorded.await {
+            tracing::debug!(%error, "the use of the last minute is not recorded");
+        }
+        let unfinished = self.0.background.drain(CLOSE_TIMEOUT).await;
+        let verified = self.0.doubtful.load(Ordering::Acquire) == 0;
+        if unfinished > 0 || !verified || !self.0.durability.is_settled() {
+            tracing::info!("closed with blobs that are verified after a power loss");
+            return;
+        }
+        let disks = self.0.disks.clone();
+        let left = tokio::task::spawn_blocking(move || {
+            disks.iter().for_each(|disk| recover::leave_clean(&disk.layout))
         });
+        if let Err(error) = left.await {
+            tracing::debug!(%error, "the clean mark could not be written");
+        }
     }
 
     fn remember(&self, digest: Digest, bytes: Bytes) {
         self.0.memory.insert(digest, bytes);
         self.0.metrics.memory_bytes.set(gauge_value(self.0.memory.usage() as u64));
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.0.layout
     }
 
     fn boot_id(&self) -> &str {

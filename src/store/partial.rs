@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::block::BlockWriter;
+use super::disk::Place;
 use super::journal::{Checkpoint, Journal, MAX_RANGES};
 use super::layout::private_file;
 use super::ranges::RangeSet;
@@ -164,9 +165,13 @@ impl Piece {
 pub struct Partial {
     store: Store,
     digest: Digest,
-    /// Data and journal.
-    paths: [PathBuf; 2],
+    place: Place,
     size: Option<u64>,
+    opened_at: Instant,
+    /// What an earlier fill had brought.
+    resumed: u64,
+    /// Why the last write was not begun.
+    refusal: Option<Error>,
     file: Arc<File>,
     /// Everything before the writer's position went into it.
     hasher: Hasher,
@@ -194,13 +199,13 @@ pub enum SealError {
 impl Partial {
     /// Opens the partial of `digest` from this upstream, where the last fill left it if it can be
     /// resumed. Blocking.
-    pub(super) fn open(store: Store, digest: Digest, upstream: &str) -> Result<Self, Error> {
-        let path = store.layout().partial(&digest, upstream);
-        let journal = store.layout().journal(&digest, upstream);
-        let paths = [path.clone(), journal.clone()];
-        let disk = |source| Error::file(&path, source);
-        let file = private_file().read(true).truncate(false).open(&path).map_err(disk)?;
-        let (journal, checkpoint) = Journal::open(journal).map_err(disk)?;
+    pub(super) fn open(store: Store, place: Place, digest: Digest) -> Result<Self, Error> {
+        let disk = |source: io::Error| {
+            place.disk().failed(&source);
+            Error::file(place.data(), source)
+        };
+        let file = private_file().read(true).truncate(false).open(place.data()).map_err(disk)?;
+        let (journal, checkpoint) = Journal::open(place.journal()).map_err(disk)?;
         let resumed = checkpoint.and_then(|checkpoint| resume(&file, checkpoint, &digest, store.boot_id()));
         let (hasher, position, arrived, size) = match resumed {
             Some((hasher, checkpoint)) => (hasher, checkpoint.hashed, checkpoint.arrived, checkpoint.size),
@@ -213,8 +218,11 @@ impl Partial {
             writer: BlockWriter::new(Arc::clone(&file), store.blocks().clone(), position),
             store,
             digest,
-            paths,
+            place,
             size,
+            opened_at: Instant::now(),
+            resumed: arrived.len(),
+            refusal: None,
             file,
             hasher,
             bytes_at_checkpoint: arrived.len(),
@@ -235,8 +243,27 @@ impl Partial {
         self.size
     }
 
-    /// Notes the total size. This is where room for it will be made and admission decided.
-    pub fn expect_size(&mut self, size: u64) {
+    /// Notes the total size and makes room for it, on another disk where this one has none and nothing has
+    /// arrived yet. Waits a moment for others to be evicted.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`] when the blob cannot be cached.
+    pub async fn expect_size(&mut self, size: u64) -> Result<(), Error> {
+        self.size = Some(size);
+        let Err(refusal) = self.place.expect(size).await else { return Ok(()) };
+        if self.arrived.is_empty()
+            && let Ok(mut elsewhere) = self.store.elsewhere(self.digest, &self.place).await
+            && elsewhere.place.expect(size).await.is_ok()
+        {
+            elsewhere.size = Some(size);
+            std::mem::replace(self, elsewhere).discard().await;
+            return Ok(());
+        }
+        Err(refusal)
+    }
+
+    /// Notes the total size of a blob that has come to its end.
+    pub fn note_size(&mut self, size: u64) {
         self.size = Some(size);
     }
 
@@ -251,13 +278,13 @@ impl Partial {
     /// The disk's error.
     pub async fn restart(&mut self) -> Result<(), Error> {
         debug_assert!(!self.is_working(), "restarted with bytes under way");
-        let (file, journal) = (Arc::clone(&self.file), self.paths[1].clone());
+        let (file, journal) = (Arc::clone(&self.file), self.place.journal());
         let emptied = blocking(move || {
             remove_files(&[journal])?;
             file.set_len(0)
         });
         emptied.await.map_err(|source| self.error(source))?;
-        self.journal = Arc::new(Mutex::new(Journal::new(self.paths[1].clone())));
+        self.journal = Arc::new(Mutex::new(Journal::new(self.place.journal())));
         self.hasher = Hasher::new(self.digest.algorithm());
         self.writer.move_to(0);
         (self.bytes_at_checkpoint, self.size) = (0, None);
@@ -293,13 +320,13 @@ impl Partial {
         Piece {
             writer: BlockWriter::new(Arc::clone(&self.file), self.store.piece_blocks().clone(), offset),
             arrived: self.arrived.clone(),
-            path: self.paths[0].clone(),
+            path: self.place.data().to_owned(),
         }
     }
 
     /// Whether a write or the hashing of what pieces brought is under way.
     pub fn is_working(&self) -> bool {
-        self.writer.is_writing() || self.catching_up.is_some()
+        self.writer.is_writing() || self.catching_up.is_some() || self.refusal.is_some()
     }
 
     /// Whether everything that was pushed is in the file, and nothing that has arrived at the front waits
@@ -311,6 +338,11 @@ impl Partial {
     /// Starts to write what was pushed, unless there is work under way or nothing to write.
     pub fn start_write(&mut self) {
         if self.is_working() || self.gathered() == 0 {
+            return;
+        }
+        // Room for it was made when its size became known; where nobody has said a size it is made as it grows.
+        if let Err(refusal) = self.place.grow(self.arrived.len() + self.gathered() as u64) {
+            self.refusal = Some(refusal);
             return;
         }
         let checkpoint = self.due_checkpoint();
@@ -343,8 +375,11 @@ impl Partial {
     /// way.
     ///
     /// # Errors
-    /// The disk's error.
+    /// The disk's error, or that there was no room for what was to be written.
     pub async fn worked(&mut self) -> Result<(), Error> {
+        if let Some(refusal) = self.refusal.take() {
+            return Err(refusal);
+        }
         if let Some(catching_up) = &mut self.catching_up {
             let ended = catching_up.await;
             self.catching_up = None;
@@ -354,8 +389,13 @@ impl Partial {
             self.writer.move_to(end);
             return Ok(());
         }
-        let written = self.writer.written().await.map_err(|source| Error::file(&self.paths[0], source))?;
-        self.arrived.lock().insert(written.start, written.end);
+        let written = self.writer.written().await.map_err(|source| self.error(source))?;
+        let arrived = {
+            let mut arrived = self.arrived.lock();
+            arrived.insert(written.start, written.end);
+            arrived.len()
+        };
+        self.place.note_written(arrived);
         Ok(())
     }
 
@@ -384,8 +424,22 @@ impl Partial {
             self.discard().await;
             return Err(Mismatch { expected, actual }.into());
         }
-        let size = self.position();
-        Ok(self.store.adopt(self.digest, size, self.file, self.paths).await?)
+        let (size, cost) = (self.position(), self.cost());
+        let (digest, place, file) = (self.digest, self.place, self.file);
+        let (disk, path) = (Arc::clone(place.disk()), place.data().to_owned());
+        let sealed = blocking(move || place.seal(digest, size, file, cost)).await;
+        Ok(sealed.map_err(|source| {
+            disk.failed(&source);
+            Error::file(&path, source)
+        })?)
+    }
+
+    /// What it would have taken to fetch all of it, in seconds.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn cost(&self) -> Option<f32> {
+        let fetched = self.position().saturating_sub(self.resumed);
+        let share = fetched as f32 / self.position().max(1) as f32;
+        (share > 0.0).then(|| self.opened_at.elapsed().as_secs_f32() / share)
     }
 
     /// Writes what was gathered and leaves the files for a later fill to resume.
@@ -398,6 +452,10 @@ impl Partial {
         if let Err(error) = parked {
             // The last checkpoint stands, which claims less.
             tracing::warn!(digest = %self.digest, %error, "the end of a partial blob could not be kept");
+        }
+        let place = self.place;
+        if blocking(move || Ok(place.park())).await.is_err() {
+            tracing::warn!(digest = %self.digest, "a partial blob could not be parked");
         }
     }
 
@@ -417,8 +475,8 @@ impl Partial {
             // The outcome of work on a file that goes away does not matter; its end does.
             let _ = self.worked().await;
         }
-        let [data, journal] = self.paths;
-        if let Err(error) = blocking(move || remove_files(&[journal, data])).await {
+        let place = self.place;
+        if let Err(error) = blocking(move || place.discard()).await {
             tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed");
         }
     }
@@ -455,7 +513,8 @@ impl Partial {
     }
 
     fn error(&self, source: io::Error) -> Error {
-        Error::file(&self.paths[0], source)
+        self.place.disk().failed(&source);
+        Error::file(self.place.data(), source)
     }
 }
 

@@ -39,13 +39,14 @@ impl Blob {
         Self { digest, size, sealed_at, file, pool }
     }
 
-    /// Opens the file of `digest`. Blocking.
-    pub(super) fn open(path: &Path, digest: Digest, pool: BufferPool) -> io::Result<Self> {
+    /// Opens the file of `digest`, and says whether it carries the durable mark. Blocking.
+    pub(super) fn open(path: &Path, digest: Digest, pool: BufferPool) -> io::Result<(Self, bool)> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let sealed_at = Timestamp::from_millis(u64::try_from(modified.as_millis()).unwrap_or(u64::MAX));
-        Ok(Self::new(digest, metadata.len(), sealed_at, Arc::new(file), pool))
+        let is_durable = is_durable(metadata.permissions().mode());
+        Ok((Self::new(digest, metadata.len(), sealed_at, Arc::new(file), pool), is_durable))
     }
 
     /// The digest of the bytes.
@@ -86,16 +87,21 @@ impl Blob {
         hash_file(&self.file, &mut hasher, 0, self.size)?;
         Ok(hasher.finish() == self.digest)
     }
+}
 
-    /// Waits until the bytes are on the disk and leaves the durable mark. Blocking.
-    pub(super) fn make_durable(&self, path: &Path) -> io::Result<()> {
-        self.file.sync_data()?;
-        if let Some(parent) = path.parent() {
-            // The rename itself lives in the directory.
-            File::open(parent)?.sync_all()?;
-        }
-        self.file.set_permissions(Permissions::from_mode(DURABLE))
+/// Waits until the bytes of the blob at `path` are on the disk and leaves the durable mark. One that is gone needs
+/// none. Blocking.
+pub(super) fn make_durable(path: &Path) -> io::Result<()> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    file.sync_data()?;
+    if let Some(parent) = path.parent() {
+        // The rename itself lives in the directory.
+        File::open(parent)?.sync_all()?;
     }
+    file.set_permissions(Permissions::from_mode(DURABLE))
 }
 
 /// Whether a file of this mode carries the durable mark.
