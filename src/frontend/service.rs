@@ -194,7 +194,8 @@ impl Service {
             "/readyz" if readable && self.tasks.is_draining() => {
                 Answer::text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
             }
-            "/livez" | "/readyz" if readable => Answer::text(StatusCode::OK, TEXT, "ok\n"),
+            "/livez" if readable => Answer::text(StatusCode::OK, TEXT, "ok\n"),
+            "/readyz" if readable => Answer::text(StatusCode::OK, TEXT, self.readiness()),
             "/metrics" if readable && facet != Facet::Pull => {
                 Answer::text(StatusCode::OK, PROMETHEUS, self.exposition.expose())
             }
@@ -204,6 +205,18 @@ impl Service {
             _ => return None,
         };
         Some(answer)
+    }
+
+    /// An edge whose disk refuses still answers pulls, so that it stays ready; what it suffers from is said.
+    fn readiness(&self) -> String {
+        let degraded = self.puller.degraded();
+        if degraded.is_empty() {
+            return "ok\n".to_owned();
+        }
+        let lines = degraded.iter().map(|(directory, reason)| {
+            format!("degraded: {} cannot be written to: {reason}\n", directory.display())
+        });
+        lines.collect()
     }
 
     /// The pull API, with the kind of request for the counters.

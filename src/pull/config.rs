@@ -43,6 +43,8 @@ pub struct TagPolicy {
     /// After the TTL, for how long it is answered when the upstream cannot be asked (RFC 5861,
     /// section 4).
     pub stale_if_error: Duration,
+    /// Whether everything of the image that has arrived stays in the cache.
+    pub keep: bool,
 }
 
 /// Which tags a rule speaks of, written as `upstream/repository` or `upstream/repository:tag` with
@@ -98,6 +100,7 @@ impl TagConfig {
             ttl: section.read("ttl", Ttl::For(Duration::from_mins(5))),
             stale_while_revalidate: section.read("stale_while_revalidate", Duration::ZERO),
             stale_if_error: section.read("stale_if_error", Duration::from_hours(720)),
+            keep: false,
         };
         let rules = section.sections("rules").into_iter().filter_map(|rule| {
             let policy = TagPolicy {
@@ -106,6 +109,7 @@ impl TagConfig {
                     .optional("stale_while_revalidate")
                     .unwrap_or(default.stale_while_revalidate),
                 stale_if_error: rule.optional("stale_if_error").unwrap_or(default.stale_if_error),
+                keep: rule.optional("keep").unwrap_or(false),
             };
             Some((rule.required("match")?, policy))
         });
@@ -115,6 +119,11 @@ impl TagConfig {
             negative_ttl: section.read("negative_ttl", Duration::from_secs(1)),
             revalidate_timeout: section.read("revalidate_timeout", Duration::from_secs(3)),
         }
+    }
+
+    /// Whether any rule says that images are kept.
+    pub fn keeps_any(&self) -> bool {
+        self.rules.iter().any(|(_, policy)| policy.keep)
     }
 
     /// What holds for a tag.

@@ -69,7 +69,10 @@ impl Puller {
     ) -> Result<ManifestAnswer, Error> {
         let answer = match reference {
             Reference::Digest(digest) => self.manifest_by_digest(route, digest, want).await,
-            Reference::Tag(tag) => self.manifest_by_tag(route, tag, want).await,
+            Reference::Tag(tag) => {
+                let answer = self.manifest_by_tag(route, tag, want).await;
+                answer.inspect(|answer| self.keep_if_declared(route, tag, &answer.digest))
+            }
         }?;
         self.metrics().count_answer("manifest", answer.freshness.served);
         Ok(answer)
@@ -211,11 +214,17 @@ impl Puller {
             body: verified.bytes().clone(),
         });
         self.0.media_types.insert(digest, stored.media_type);
-        if let Err(error) = self.store().put(verified, asked_at.elapsed()).await {
+        let is_new = !self.store().contains(&digest).await;
+        let cost = asked_at.elapsed() + self.client().quota_price(&route.upstream);
+        if let Err(error) = self.store().put(verified, cost).await {
             // The memory tier has it: a full disk must not fail a pull.
             tracing::warn!(%digest, %error, "a manifest could not be written to the cache");
         }
         self.set_visible(route, &digest);
+        if is_new {
+            self.store().note_image(manifest.children().map(|child| child.digest));
+        }
+        self.keep_more(&digest, &manifest);
         self.prove_children(route, &manifest);
         if let Reference::Tag(tag) = reference {
             let record = TagRecord {

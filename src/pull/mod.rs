@@ -13,6 +13,7 @@ mod config;
 mod error;
 mod fill;
 mod flight;
+mod kept;
 mod lists;
 mod manifests;
 mod metrics;
@@ -24,6 +25,7 @@ mod schedule;
 mod tags;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -96,6 +98,7 @@ struct Inner {
     store: Store,
     client: Client,
     tag_config: TagConfig,
+    keeps_any: bool,
     fill_config: FillConfig,
     clock: Arc<dyn Clock>,
     tasks: Tasks,
@@ -141,10 +144,16 @@ impl Puller {
             referrers_fetches: Coalesce::new("referrers", tasks),
             negatives: Cache::builder().max_capacity(NEGATIVES).time_to_live(tag_config.negative_ttl).build(),
             media_types: Cache::new(MEDIA_TYPES),
+            keeps_any: tag_config.keeps_any(),
             tag_config,
             fill_config,
             metrics,
         }))
+    }
+
+    /// The directories of the cache that cannot be written to, and why.
+    pub fn degraded(&self) -> Vec<(PathBuf, String)> {
+        self.store().degraded()
     }
 
     fn store(&self) -> &Store {

@@ -218,6 +218,7 @@ mod tests {
             ttl: Ttl::For(seconds(300)),
             stale_while_revalidate: seconds(60),
             stale_if_error: seconds(3600),
+            keep: false,
         };
         for (age, verdict) in [
             (Some(0), Verdict::Fresh(Some(300))),
@@ -235,7 +236,12 @@ mod tests {
 
     #[test]
     fn a_ttl_of_zero_always_asks_and_an_immutable_tag_never_does() {
-        let policy = |ttl| TagPolicy { ttl, stale_while_revalidate: seconds(0), stale_if_error: seconds(10) };
+        let policy = |ttl| TagPolicy {
+            ttl,
+            stale_while_revalidate: seconds(0),
+            stale_if_error: seconds(10),
+            keep: false,
+        };
         assert_eq!(judge(&policy(Ttl::For(seconds(0))), Some(seconds(0))), Verdict::OrOnError(0));
         assert_eq!(judge(&policy(Ttl::Forever), Some(seconds(u64::MAX))), Verdict::Fresh(None));
         assert_eq!(judge(&policy(Ttl::Forever), None), Verdict::Fresh(None));

@@ -168,6 +168,7 @@ impl Disk {
                     if index.slot(&digest).is_none() {
                         index.insert(digest, &sealed, Trust::Sealed, Some(history), now);
                         disk.ledger.charge(sealed.charge);
+                        disk.count(None, Some(&sealed));
                     }
                 }
             },
@@ -224,6 +225,7 @@ impl Disk {
         if index.slot(&digest).is_none() {
             let sealed = Sealed { size, charge, cost: None, dependents: 0 };
             index.insert(digest, &sealed, Trust::None, None, self.seconds());
+            self.count(None, Some(&sealed));
             self.ledger.charge(charge);
         }
         Some(size)
@@ -306,6 +308,7 @@ impl Disk {
         self.memory.remove(digest);
         if sealed.is_some() {
             self.records.remove(*digest);
+            self.count(sealed.as_ref(), None);
         }
         sealed
     }
@@ -332,9 +335,11 @@ impl Disk {
         let blob = Arc::new(blob);
         {
             let mut index = self.index_mut();
-            if let Some(before) = index.insert(digest, &sealed, Trust::Verified, None, self.seconds()) {
+            let before = index.insert(digest, &sealed, Trust::Verified, None, self.seconds());
+            if let Some(before) = &before {
                 self.ledger.release(before.charge);
             }
+            self.count(before.as_ref(), Some(&sealed));
             put(&mut self.lock_open(), &blob);
         }
         self.record(&digest);
@@ -548,6 +553,7 @@ impl Disk {
         }
         self.records.remove(digest);
         self.ledger.release(sealed.charge);
+        self.count(Some(&sealed), None);
         self.metrics.evictions.inc();
         self.metrics.evicted_bytes.inc_by(sealed.size);
         for child in children {
@@ -663,8 +669,20 @@ impl Disk {
         self.ledger.used()
     }
 
+    /// Counts a blob that has come in place of another, if there was one, or gone.
+    fn count(&self, gone: Option<&Sealed>, come: Option<&Sealed>) {
+        if let Some(gone) = gone {
+            self.metrics.blobs.dec();
+            self.metrics.bytes.sub(super::gauge_value(gone.size));
+        }
+        if let Some(come) = come {
+            self.metrics.blobs.inc();
+            self.metrics.bytes.add(super::gauge_value(come.size));
+        }
+    }
+
     /// How many blobs are here, and their bytes.
-    pub(super) fn count(&self) -> (usize, u64) {
+    pub(super) fn total(&self) -> (usize, u64) {
         let index = self.index();
         (index.len(), index.bytes())
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::Store;
 use super::disk::Disk;
 use super::recover::{self, Boot, Doubts};
-use super::{Store, gauge_value};
 
 /// How often the file system is looked at, of which others take their share, too.
 const LOOK: Duration = Duration::from_secs(5);
@@ -85,8 +85,8 @@ impl Store {
                 () = sleep_until(Instant::now() + pause) => {}
                 () = background.draining() => return,
             }
-            let (store, keeping, records) = (self.clone(), Arc::clone(&disk), Instant::now() >= next_record);
-            let kept = tokio::task::spawn_blocking(move || store.keep_house_once(&keeping, records));
+            let (keeping, records) = (Arc::clone(&disk), Instant::now() >= next_record);
+            let kept = tokio::task::spawn_blocking(move || keep_house_once(&keeping, records));
             if kept.await.is_err() {
                 tracing::error!(directory = %disk.layout.root().display(), "housekeeping has failed");
             }
@@ -95,28 +95,20 @@ impl Store {
             }
         }
     }
+}
 
-    /// Blocking.
-    fn keep_house_once(&self, disk: &Disk, records: bool) {
-        if disk.health.is_degraded() && disk.probe() {
-            // Whatever was in the directory is gone with it.
-            disk.scan();
-        }
+/// Blocking.
+fn keep_house_once(disk: &Disk, records: bool) {
+    if disk.health.is_degraded() && disk.probe() {
+        // Whatever was in the directory is gone with it.
+        disk.scan();
+    }
+    disk.measure();
+    while let Some(gone) = disk.evict() {
+        tracing::debug!(directory = %disk.layout.root().display(), blobs = gone.len(), "evicted");
         disk.measure();
-        while let Some(gone) = disk.evict() {
-            tracing::debug!(directory = %disk.layout.root().display(), blobs = gone.len(), "evicted");
-            disk.measure();
-        }
-        if records {
-            disk.record_use();
-        }
-        let (blobs, bytes) = self
-            .0
-            .disks
-            .iter()
-            .map(|disk| disk.count())
-            .fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
-        self.0.metrics.blobs.set(gauge_value(blobs as u64));
-        self.0.metrics.bytes.set(gauge_value(bytes));
+    }
+    if records {
+        disk.record_use();
     }
 }

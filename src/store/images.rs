@@ -58,6 +58,18 @@ impl Images {
         self.lock().replace(name, digests)
     }
 
+    /// Keeps more of an image that is kept; returns all of it, if that changes anything.
+    pub(super) fn keep_more(
+        &self,
+        name: &str,
+        digests: impl Iterator<Item = Digest>,
+    ) -> Option<HashSet<Digest>> {
+        let mut kept = self.lock();
+        let mut all = kept.images.get(name)?.clone();
+        all.extend(digests);
+        kept.replace(name, all.clone()).then_some(all)
+    }
+
     /// Notes that a blob which is not here is needed by one more cached image.
     pub(super) fn expect(&self, digest: Digest) {
         self.expected

@@ -523,6 +523,13 @@ impl Store {
         }
     }
 
+    /// Keeps more of an image that is kept.
+    pub fn keep_more(&self, name: &str, digests: impl Iterator<Item = Digest>) {
+        if let Some(all) = self.0.images.keep_more(name, digests) {
+            self.0.metadata.set_kept(name, &all);
+        }
+    }
+
     /// The kept images that a blob belongs to.
     pub fn kept_by(&self, digest: &Digest) -> Vec<String> {
         self.0.images.kept_by(digest)

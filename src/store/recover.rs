@@ -142,7 +142,7 @@ impl Disk {
             }
         });
         self.scanned();
-        let (blobs, bytes) = self.count();
+        let (blobs, bytes) = self.total();
         tracing::info!(
             directory = %self.layout.root().display(),
             blobs,

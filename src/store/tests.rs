@@ -313,7 +313,7 @@ async fn the_budget_holds_whatever_is_filled_and_what_is_open_stays() {
     assert_eq!(open.read(0, 10).await.unwrap(), bytes.slice(..10));
     assert!(fixture.path(&digest).exists(), "an open blob is not evicted");
     assert!(fixture.store.0.metrics.evictions.get() > 20);
-    let blobs = fixture.store.0.disks[0].count();
+    let blobs = fixture.store.0.disks[0].total();
     assert!(blobs.1 > SMALL / 2, "{blobs:?}");
 }
 
@@ -351,7 +351,7 @@ async fn fills_at_once_share_the_budget() {
     }
     assert!(most <= SMALL, "{most}");
     let disk = &fixture.store.0.disks[0];
-    assert!(disk.count().0 >= 10);
+    assert!(disk.total().0 >= 10);
 }
 
 #[tokio::test]
@@ -427,7 +427,7 @@ async fn a_disk_that_lacks_room_leaves_a_blob_to_another() {
     }
     let (bytes, digest) = noise(9, 1 << 20);
     try_fill(&store, digest, &bytes).await.unwrap();
-    assert_eq!(store.0.disks.iter().map(|disk| disk.count().0).sum::<usize>(), 5);
+    assert_eq!(store.0.disks.iter().map(|disk| disk.total().0).sum::<usize>(), 5);
 }
 
 #[tokio::test]

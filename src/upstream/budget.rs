@@ -122,6 +122,15 @@ impl Budget {
         Ok(Ticket { budget: self, kind, number: state.begun, before })
     }
 
+    /// For how much of a window one question stands: how long it takes to earn another one. Nothing where no quota is
+    /// known.
+    pub(super) fn price(&self) -> Duration {
+        let ledger = self.lock().ledger;
+        ledger.map_or(Duration::ZERO, |ledger| {
+            ledger.window / u32::try_from(ledger.limit.max(1)).unwrap_or(u32::MAX)
+        })
+    }
+
     /// Remembers a 429.
     pub(super) fn keep_quiet(&self, wait: Duration) {
         self.lock().quiet_until = Some(Instant::now() + wait);
