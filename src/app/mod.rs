@@ -14,7 +14,7 @@ use crate::pull::{self, Puller};
 use crate::routing::Routes;
 use crate::runtime::{Clock, SystemClock, Tasks};
 use crate::store::{self, Store};
-use crate::telemetry;
+use crate::telemetry::{self, Log};
 use crate::upstream;
 
 pub use service_manager::ServiceManager;
@@ -38,11 +38,12 @@ impl App {
     ///
     /// # Errors
     /// What keeps it from serving, with what to do about it.
-    pub async fn start(mut config: Config, passed: PassedSockets) -> Result<Self> {
+    pub async fn start(mut config: Config, passed: PassedSockets, log: &Log) -> Result<Self> {
         let descriptors = raise_descriptor_limit();
         let tasks = Tasks::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = telemetry::Metrics::new();
+        log.register(&metrics);
         let limits = &mut config.frontend.limits;
         // A connection takes two descriptors at most, its own and that of a flight; the rest is for
         // open blobs, upstreams and the cache itself.
@@ -82,8 +83,8 @@ impl App {
             &tasks,
             pull::Metrics::register(&metrics),
         );
-        let front_metrics = frontend::Metrics::register(&metrics);
-        let service = Arc::new(Service::new(routes, puller, &tasks, metrics.clone(), front_metrics));
+        let accounts = frontend::Accounts::register(&metrics, log.access().clone());
+        let service = Arc::new(Service::new(routes, puller, &tasks, metrics.clone(), accounts));
         let endpoints = listeners.endpoints();
         let reload = Arc::new(Notify::new());
         listeners.serve(&service, &tasks, &reload);

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::config::{CONFIG_VARIABLE, Config};
 use crate::frontend::{ListenAddress, PassedSockets};
 use crate::runtime::{Clock as _, Overrides, SystemClock};
-use crate::telemetry::LogFormat;
+use crate::telemetry::{Log, LogFormat};
 
 /// Pull-through caching edge proxy for container registries.
 #[derive(Debug, Parser)]
@@ -111,19 +111,19 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Command::Pull(pull)) => {
             let config = arguments.load()?;
             // The bars own the terminal; the log speaks up only when something is wrong.
-            crate::telemetry::LogConfig {
+            let log = crate::telemetry::LogConfig {
                 level: arguments.log_level.clone().unwrap_or_else(|| "error".to_owned()),
                 ..config.log.clone()
             }
             .start();
-            runtime()?.block_on(pull.run(config))
+            runtime()?.block_on(pull.run(config, &log))
         }
         None | Some(Command::Serve) => {
             let config = arguments.load()?;
-            config.log.start();
+            let log = config.log.start();
             // Before the runtime starts its threads.
             let passed = PassedSockets::take()?;
-            runtime()?.block_on(serve(config, passed))
+            runtime()?.block_on(serve(config, passed, &log))
         }
     }
 }
@@ -132,12 +132,12 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
 }
 
-async fn serve(config: Config, passed: PassedSockets) -> Result<()> {
+async fn serve(config: Config, passed: PassedSockets, log: &Log) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let format = config.log.format;
-    let app = App::start(config, passed).await?;
+    let app = App::start(config, passed, log).await?;
     introduce(&app, format);
     let manager = app.service_manager();
     manager.ready();

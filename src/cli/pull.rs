@@ -28,6 +28,7 @@ use crate::oci::{
     Reference,
 };
 use crate::store;
+use crate::telemetry::Log;
 
 /// Blobs pulled at once, as containerd does.
 const CONCURRENT_BLOBS: usize = 3;
@@ -66,9 +67,9 @@ struct Summary {
 }
 
 impl PullArguments {
-    pub(super) async fn run(&self, config: Config) -> Result<()> {
+    pub(super) async fn run(&self, config: Config, log: &Log) -> Result<()> {
         let started = Instant::now();
-        let (way, own) = edge(config).await?;
+        let (way, own) = edge(config, log).await?;
         let puller = ImagePuller {
             way,
             image: &self.image,
@@ -111,11 +112,11 @@ impl PullArguments {
 }
 
 /// The way to an edge that serves the configured cache, and that edge if it is our own.
-async fn edge(mut config: Config) -> Result<(Way, Option<App>)> {
+async fn edge(mut config: Config, log: &Log) -> Result<(Way, Option<App>)> {
     let own = ListenConfig::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let configured = std::mem::replace(&mut config.frontend.listen, vec![own]);
     config.frontend.metrics_address = None;
-    match App::start(config, PassedSockets::default()).await {
+    match App::start(config, PassedSockets::default(), log).await {
         Ok(app) => {
             let endpoint = app.endpoints().first().context("no listener")?;
             Ok((Way::to(&[ListenConfig::plain(endpoint.address.clone())])?, Some(app)))

@@ -1,59 +1,61 @@
 //! One line per request, written when its answer has left or broken.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use hyper::{Method, StatusCode, Version};
+use hyper::header::HeaderValue;
+use hyper::{Method, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
+use super::accounts::Accounts;
 use super::client::{Secured, Source};
-use super::service::Metrics;
 use crate::pull;
+use crate::telemetry::Line;
 
-/// What is known of a request before it is answered.
+/// What is known of a request before it is answered. The values are those of its head, held rather than copied.
 #[derive(Debug)]
 pub(super) struct Request {
-    pub(super) id: String,
+    pub(super) id: HeaderValue,
     /// Whom it comes from, behind trusted proxies.
     pub(super) client: Source,
     pub(super) version: Version,
     pub(super) tls: Option<Arc<Secured>>,
     pub(super) method: Method,
-    pub(super) path: String,
-    pub(super) namespace: Option<String>,
-    pub(super) range: Option<String>,
-    pub(super) user_agent: Option<String>,
+    pub(super) uri: Uri,
+    pub(super) range: Option<HeaderValue>,
+    pub(super) user_agent: Option<HeaderValue>,
     pub(super) started: Instant,
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) status: StatusCode,
+    pub(super) cache_status: Option<HeaderValue>,
+    /// The length of the body that the answer announces.
+    pub(super) promised: u64,
+    /// From the head of the request to the head of the answer.
+    pub(super) head_after: Duration,
 }
 
 /// A request with its answer, logged when dropped.
 #[derive(Debug)]
 pub(super) struct Record {
     request: Request,
-    status: StatusCode,
-    cache_status: Option<String>,
-    promised: u64,
+    answered: Answered,
     sent: u64,
-    head_after: std::time::Duration,
     broken: Option<pull::Error>,
-    metrics: Arc<Metrics>,
+    accounts: Arc<Accounts>,
 }
 
 impl Record {
-    /// `promised` is the length of the body that the answer announces.
-    pub(super) fn new(
-        request: Request,
-        status: StatusCode,
-        cache_status: Option<String>,
-        promised: u64,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let head_after = request.started.elapsed();
-        Self { request, status, cache_status, promised, sent: 0, head_after, broken: None, metrics }
+    pub(super) fn new(request: Request, answered: Answered, accounts: Arc<Accounts>) -> Self {
+        Self { request, answered, sent: 0, broken: None, accounts }
     }
 
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
-        self.metrics.sent_bytes.inc_by(bytes as u64);
+        self.accounts.sent_bytes.inc_by(bytes as u64);
     }
 
     pub(super) fn broken(&mut self, error: &pull::Error) {
@@ -63,7 +65,7 @@ impl Record {
     fn outcome(&self) -> &'static str {
         if self.broken.is_some() {
             "broken"
-        } else if self.sent < self.promised {
+        } else if self.sent < self.answered.promised {
             "client left"
         } else {
             "complete"
@@ -73,34 +75,55 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Request { id, client, version, tls, method, path, namespace, range, user_agent, started } =
-            &self.request;
+        let Request { id, client, version, tls, method, uri, range, user_agent, started } = &self.request;
+        let Answered { status, cache_status, head_after, .. } = &self.answered;
+        // The path alone: a query may carry what is nobody's business.
+        let path = uri.path();
         if let Some(error) = &self.broken {
-            tracing::warn!(request_id = id, path, %error, sent_bytes = self.sent, "an answer was broken");
+            let request_id = text(id).unwrap_or_default();
+            tracing::warn!(request_id, path, %error, sent_bytes = self.sent, "an answer was broken");
         }
-        tracing::info!(
-            target: "clawhub_edge::access",
-            request_id = id,
-            client = %client,
-            protocol = ?version,
-            tls = tls.as_ref().map(|tls| tls.version),
-            client_certificate = tls.as_ref().and_then(|tls| tls.certificate.as_deref()),
-            method = %method,
-            path,
-            ns = namespace,
-            range,
-            status = self.status.as_u16(),
-            sent_bytes = self.sent,
-            head_ms = millis(self.head_after),
-            total_ms = millis(started.elapsed()),
-            cache = self.cache_status,
-            outcome = self.outcome(),
-            user_agent,
-            "request"
-        );
+        self.accounts.log.write(|line| {
+            optional(line, "request_id", text(id));
+            line.bare("client", client);
+            line.bare("protocol", format_args!("{version:?}"));
+            if let Some(tls) = tls {
+                line.quoted("tls", tls.version);
+                if let Some(certificate) = &tls.certificate {
+                    line.quoted("client_certificate", certificate);
+                }
+            }
+            line.bare("method", method);
+            line.quoted("path", path);
+            optional(line, "ns", namespace(uri));
+            optional(line, "range", range.as_ref().and_then(text));
+            line.number("status", status.as_u16().into());
+            line.number("sent_bytes", self.sent);
+            line.number("head_ms", millis(*head_after));
+            line.number("total_ms", millis(started.elapsed()));
+            optional(line, "cache", cache_status.as_ref().and_then(text));
+            line.quoted("outcome", self.outcome());
+            optional(line, "user_agent", user_agent.as_ref().and_then(text));
+        });
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+fn optional(line: &mut Line<'_>, name: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        line.quoted(name, value);
+    }
+}
+
+fn text(value: &HeaderValue) -> Option<&str> {
+    value.to_str().ok()
+}
+
+/// The upstream that the client named, as it wrote it.
+fn namespace(uri: &Uri) -> Option<&str> {
+    let mut pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(name, _)| *name == "ns").map(|(_, value)| value)
+}
+
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

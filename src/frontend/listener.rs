@@ -148,7 +148,7 @@ async fn accept(socket: Socket, terms: Arc<Terms>) {
                 };
                 let serving = Arc::clone(&terms);
                 terms.tasks.spawn("connection", async move {
-                    let connections = serving.service.metrics().connections.clone();
+                    let connections = serving.service.accounts().connections.clone();
                     connections.inc();
                     serving.serve(accepted).await;
                     connections.dec();

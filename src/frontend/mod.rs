@@ -4,6 +4,7 @@
 //! completed is broken (the connection closes before `Content-Length`, the stream is reset), never ended cleanly.
 
 mod access_log;
+mod accounts;
 mod address;
 mod bind;
 mod body;
@@ -23,11 +24,12 @@ mod respond;
 mod service;
 mod tls;
 
+pub use accounts::Accounts;
 pub use address::{Endpoint, ListenAddress};
 pub use bind::BindError;
 pub use client::Network;
 pub use config::{FileMode, FrontendConfig, Limits, ListenConfig, ProxyProtocol};
 pub use listener::Listeners;
 pub use passed::{PassedError, PassedSockets};
-pub use service::{Metrics, Service};
+pub use service::Service;
 pub use tls::{CertificateFiles, ClientCertificates, TlsConfig, TlsError, leaf_names};

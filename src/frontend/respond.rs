@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 
 use crate::oci::{ErrorCode, RequestError};
 use crate::pull::{self, Freshness, Served};
@@ -16,6 +17,7 @@ use crate::upstream;
 
 /// The name of this cache in `Cache-Status`.
 const CACHE_NAME: &str = "clawhub-edge";
+const PLAIN_HIT: HeaderValue = HeaderValue::from_static("clawhub-edge; hit");
 /// When a client may come back after a failure that says nothing about it.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -176,7 +178,11 @@ impl From<&upstream::Error> for Refusal {
 }
 
 /// The value of `Cache-Status` (RFC 9211).
-pub(super) fn cache_status(freshness: &Freshness) -> String {
+pub(super) fn cache_status(freshness: &Freshness) -> HeaderValue {
+    // A hit without an end, as every one by digest, allocates nothing.
+    if *freshness == (Freshness { served: Served::Hit, age: freshness.age, ttl: None }) {
+        return PLAIN_HIT;
+    }
     let mut status = CACHE_NAME.to_owned();
     status.push_str(match freshness.served {
         Served::Hit | Served::Stale => "; hit",
@@ -191,7 +197,8 @@ pub(super) fn cache_status(freshness: &Freshness) -> String {
     if freshness.served == Served::Stale {
         status.push_str("; detail=stale");
     }
-    status
+    // Words, digits and punctuation: always a value.
+    HeaderValue::try_from(status).unwrap_or(PLAIN_HIT)
 }
 
 #[cfg(test)]
@@ -202,6 +209,7 @@ mod tests {
     fn cache_status_says_how_the_answer_came_about() {
         let freshness = |served, ttl| Freshness { served, age: Duration::ZERO, ttl };
         for (served, ttl, expected) in [
+            (Served::Hit, None, "clawhub-edge; hit"),
             (Served::Hit, Some(12), "clawhub-edge; hit; ttl=12"),
             (Served::Stale, Some(-7), "clawhub-edge; hit; ttl=-7; detail=stale"),
             (Served::Miss, None, "clawhub-edge; fwd=uri-miss; stored"),

@@ -1,5 +1,6 @@
 //! One request, one answer.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,10 +8,10 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::time::Instant;
 
-use super::access_log::{self, Record};
+use super::access_log::{self, Answered, Record};
+use super::accounts::{Accounts, Kind};
 use super::body::ResponseBody;
 use super::client::Client;
 use super::multipart::Multipart;
@@ -23,7 +24,7 @@ use crate::oci::{
 use crate::pull::{self, BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
 use crate::routing::{Route, Routes};
 use crate::runtime::Tasks;
-use crate::telemetry::{self, Buckets, counter, counters, gauge, histogram};
+use crate::telemetry;
 use crate::upstream;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -37,6 +38,9 @@ const OCI_INDEX: HeaderValue = HeaderValue::from_static(media_type::OCI_INDEX);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// Headers of an answer, those of `finish` included.
+const USUAL_HEADERS: usize = 11;
 
 /// A request id that a client may choose: longer ones are replaced.
 const MAX_REQUEST_ID: usize = 128;
@@ -52,37 +56,6 @@ pub(super) enum Facet {
     Metrics,
 }
 
-/// What the front counts.
-#[derive(Debug)]
-pub struct Metrics {
-    requests: IntCounterVec,
-    head_seconds: Histogram,
-    pub(super) sent_bytes: IntCounter,
-    pub(super) connections: IntGauge,
-}
-
-impl Metrics {
-    /// Registers the counters.
-    pub fn register(metrics: &telemetry::Metrics) -> Self {
-        Self {
-            requests: counters(
-                metrics,
-                "http_requests_total",
-                "Requests answered, by what was asked for and the status.",
-                &["kind", "status"],
-            ),
-            head_seconds: histogram(
-                metrics,
-                "http_response_head_seconds",
-                "Time from the head of a request to the head of its answer.",
-                Buckets::Latency,
-            ),
-            sent_bytes: counter(metrics, "http_sent_bytes_total", "Bytes of bodies handed to clients."),
-            connections: gauge(metrics, "http_connections", "Open client connections."),
-        }
-    }
-}
-
 /// Answers requests. Shared by all connections.
 #[derive(Debug)]
 pub struct Service {
@@ -90,19 +63,21 @@ pub struct Service {
     puller: Puller,
     tasks: Tasks,
     exposition: telemetry::Metrics,
-    metrics: Arc<Metrics>,
+    accounts: Arc<Accounts>,
 }
 
 /// An answer before its common headers.
 struct Answer {
     response: Response<ResponseBody>,
-    cache_status: Option<String>,
+    cache_status: Option<HeaderValue>,
 }
 
 impl Answer {
     fn new(status: StatusCode, body: ResponseBody) -> Self {
         let mut response = Response::new(body);
         *response.status_mut() = status;
+        // Enough for a manifest or a range: the map is allocated once and never grows.
+        response.headers_mut().reserve(USUAL_HEADERS);
         Self { response, cache_status: None }
     }
 
@@ -123,7 +98,16 @@ impl Answer {
     }
 
     fn digest(self, digest: &Digest) -> Self {
-        self.header(CONTENT_DIGEST, digest.to_string()).header(header::ETAG, etag(digest))
+        // One text for both: the tag is the digest in quotes.
+        let tag = Bytes::from(etag(digest));
+        let content_digest = HeaderValue::from_maybe_shared(tag.slice(1..tag.len() - 1));
+        let mut answer = self;
+        if let (Ok(content_digest), Ok(tag)) = (content_digest, HeaderValue::from_maybe_shared(tag)) {
+            let headers = answer.response.headers_mut();
+            headers.insert(CONTENT_DIGEST, content_digest);
+            headers.insert(header::ETAG, tag);
+        }
+        answer
     }
 
     fn freshness(mut self, freshness: &Freshness) -> Self {
@@ -150,13 +134,13 @@ impl Service {
         puller: Puller,
         tasks: &Tasks,
         exposition: telemetry::Metrics,
-        metrics: Metrics,
+        accounts: Accounts,
     ) -> Self {
-        Self { routes, puller, tasks: tasks.clone(), exposition, metrics: Arc::new(metrics) }
+        Self { routes, puller, tasks: tasks.clone(), exposition, accounts: Arc::new(accounts) }
     }
 
-    pub(super) fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+    pub(super) fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// Answers one request; failures are answers too.
@@ -170,10 +154,10 @@ impl Service {
         let (parts, _) = request.into_parts();
         let log = log_request(&parts, client);
         let (kind, answer) = match self.operator_answer(&parts, facet) {
-            Some(answer) => ("operator", answer),
+            Some(answer) => (Kind::Operator, answer),
             None => self.api_answer(&parts).await,
         };
-        self.finish(&parts, log, kind, answer)
+        self.finish(log, kind, answer)
     }
 
     /// Refuses one request because there is no seat for it.
@@ -184,7 +168,7 @@ impl Service {
     ) -> Response<ResponseBody> {
         let (parts, _) = request.into_parts();
         let log = log_request(&parts, client);
-        self.finish(&parts, log, "refused", Refusal::overload().into())
+        self.finish(log, Kind::Refused, Refusal::overload().into())
     }
 
     /// Health and metrics.
@@ -220,27 +204,27 @@ impl Service {
     }
 
     /// The pull API, with the kind of request for the counters.
-    async fn api_answer(&self, parts: &Parts) -> (&'static str, Answer) {
+    async fn api_answer(&self, parts: &Parts) -> (Kind, Answer) {
         if !matches!(parts.method, Method::GET | Method::HEAD) {
             let answer = Answer::from(Refusal::unsupported_method()).header(header::ALLOW, "GET, HEAD");
-            return ("write", answer);
+            return (Kind::Write, answer);
         }
         let via = via(parts);
         if via.is_loop(self.routes.node()) {
-            return ("invalid", Refusal::request_loop().into());
+            return (Kind::Invalid, Refusal::request_loop().into());
         }
         let request = match ApiRequest::parse(parts.uri.path(), parts.uri.query()) {
             Ok(request) => request,
-            Err(error) => return ("invalid", Refusal::from(&error).into()),
+            Err(error) => return (Kind::Invalid, Refusal::from(&error).into()),
         };
         let kind = match &request.target {
-            Target::Base => "base",
-            Target::Manifest { .. } => "manifest",
-            Target::Blob { .. } => "blob",
-            Target::Tags { .. } => "tags",
-            Target::Referrers { .. } => "referrers",
-            Target::Catalog { .. } => "catalog",
-            Target::Upload { .. } => "write",
+            Target::Base => Kind::Base,
+            Target::Manifest { .. } => Kind::Manifest,
+            Target::Blob { .. } => Kind::Blob,
+            Target::Tags { .. } => Kind::Tags,
+            Target::Referrers { .. } => Kind::Referrers,
+            Target::Catalog { .. } => Kind::Catalog,
+            Target::Upload { .. } => Kind::Write,
         };
         let answer = self.target_answer(parts, &request).await.unwrap_or_else(Answer::from);
         let answer = match &request.ns {
@@ -284,11 +268,12 @@ impl Service {
         }
         let ManifestAnswer { digest, size, media_type, body, freshness } = manifest;
         let body = body.filter(|_| want == Want::Body).map_or_else(ResponseBody::empty, ResponseBody::whole);
-        Ok(Answer::new(StatusCode::OK, body)
-            .header(header::CONTENT_TYPE, media_type)
-            .header(header::CONTENT_LENGTH, size)
-            .digest(&digest)
-            .freshness(&freshness))
+        let answer = Answer::new(StatusCode::OK, body);
+        let answer = match media_type {
+            Cow::Borrowed(known) => answer.header(header::CONTENT_TYPE, HeaderValue::from_static(known)),
+            Cow::Owned(other) => answer.header(header::CONTENT_TYPE, other),
+        };
+        Ok(answer.header(header::CONTENT_LENGTH, size).digest(&digest).freshness(&freshness))
     }
 
     async fn blob(&self, parts: &Parts, route: &Route, digest: &Digest) -> Result<Answer, Refusal> {
@@ -379,39 +364,30 @@ impl Service {
         Ok(answer)
     }
 
-    fn finish(
-        &self,
-        parts: &Parts,
-        log: access_log::Request,
-        kind: &'static str,
-        answer: Answer,
-    ) -> Response<ResponseBody> {
+    fn finish(&self, log: access_log::Request, kind: Kind, answer: Answer) -> Response<ResponseBody> {
         let Answer { mut response, cache_status } = answer;
         let status = response.status();
         let headers = response.headers_mut();
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        if let Ok(id) = HeaderValue::from_str(&log.id) {
-            headers.insert(REQUEST_ID, id);
+        headers.insert(REQUEST_ID, log.id.clone());
+        if let Some(cache_status) = &cache_status {
+            headers.insert(CACHE_STATUS, cache_status.clone());
         }
-        if let Some(cache_status) =
-            cache_status.as_deref().and_then(|status| HeaderValue::from_str(status).ok())
-        {
-            headers.insert(CACHE_STATUS, cache_status);
-        }
-        if !matches!(parts.method, Method::GET | Method::HEAD) && parts.version < Version::HTTP_2 {
+        if !matches!(log.method, Method::GET | Method::HEAD) && log.version < Version::HTTP_2 {
             // The body that such a request brings was not read, so nothing can follow it.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let length =
             headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let promised = if parts.method == Method::HEAD { 0 } else { length.unwrap_or(0) };
-        self.metrics.requests.with_label_values(&[kind, status.as_str()]).inc();
-        self.metrics.head_seconds.observe(log.started.elapsed().as_secs_f64());
-        if kind == "operator" {
+        let promised = if log.method == Method::HEAD { 0 } else { length.unwrap_or(0) };
+        let head_after = log.started.elapsed();
+        self.accounts.count(kind, status, head_after);
+        if kind == Kind::Operator {
             // Probes and scrapes would bury the pulls.
             return response;
         }
-        let record = Record::new(log, status, cache_status, promised, Arc::clone(&self.metrics));
+        let answered = Answered { status, cache_status, promised, head_after };
+        let record = Record::new(log, answered, Arc::clone(&self.accounts));
         response.map(|body| body.recorded(record))
     }
 }
@@ -511,6 +487,9 @@ fn not_modified(digest: &Digest, freshness: &Freshness) -> Answer {
 /// Whether `If-None-Match` names this entity. The comparison is the weak one (RFC 9110, 13.1.2);
 /// `*` matches whatever exists.
 fn matches_etag(parts: &Parts, digest: &Digest) -> bool {
+    if !parts.headers.contains_key(header::IF_NONE_MATCH) {
+        return false;
+    }
     let etag = etag(digest);
     parts
         .headers
@@ -523,26 +502,25 @@ fn matches_etag(parts: &Parts, digest: &Digest) -> bool {
 }
 
 fn log_request(parts: &Parts, client: &Client) -> access_log::Request {
-    let text =
-        |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let id = text(REQUEST_ID)
-        .filter(|id| id.len() <= MAX_REQUEST_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
-        .unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
-    let query = |name: &str| {
-        let pairs = parts.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).next()
-    };
+    let id = parts.headers.get(REQUEST_ID).filter(|id| {
+        let id = id.as_bytes();
+        !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.iter().all(u8::is_ascii_graphic)
+    });
     access_log::Request {
-        id,
+        id: id.cloned().unwrap_or_else(new_request_id),
         client: client.of_request(&parts.headers),
         version: parts.version,
         tls: client.tls.clone(),
         method: parts.method.clone(),
-        // The path alone: a query may carry what is nobody's business.
-        path: parts.uri.path().to_owned(),
-        namespace: query("ns"),
-        range: text(header::RANGE),
-        user_agent: text(header::USER_AGENT),
+        uri: parts.uri.clone(),
+        range: parts.headers.get(header::RANGE).cloned(),
+        user_agent: parts.headers.get(header::USER_AGENT).cloned(),
         started: Instant::now(),
     }
+}
+
+/// 64 random bits in hexadecimal.
+fn new_request_id() -> HeaderValue {
+    // Hexadecimal digits are always a value.
+    HeaderValue::try_from(format!("{:016x}", fastrand::u64(..))).unwrap_or(HeaderValue::from_static("-"))
 }

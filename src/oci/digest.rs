@@ -106,12 +106,7 @@ impl Digest {
 
     /// The part after the colon: lower-case hex, [`Algorithm::hex_len`] characters.
     pub fn hex(&self) -> String {
-        let mut hex = String::with_capacity(self.algorithm().hex_len());
-        for byte in self.as_bytes() {
-            hex.push(HEX_DIGITS[usize::from(byte >> 4)]);
-            hex.push(HEX_DIGITS[usize::from(byte & 0x0f)]);
-        }
-        hex
+        encode_hex(self.as_bytes(), &mut [0; MAX_HEX]).to_owned()
     }
 
     /// The tag under which registries without a referrers API keep the referrers of this digest:
@@ -142,7 +137,9 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm(), self.hex())
+        f.write_str(self.algorithm().as_str())?;
+        f.write_str(":")?;
+        f.write_str(encode_hex(self.as_bytes(), &mut [0; MAX_HEX]))
     }
 }
 
@@ -374,8 +371,19 @@ fn restore<H: SerializableState>(state: &[u8]) -> Option<H> {
     H::deserialize(&state).ok()
 }
 
-const HEX_DIGITS: [char; 16] =
-    ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+/// Hexadecimal digits of the longest hash.
+const MAX_HEX: usize = 128;
+
+/// `bytes`, which are at most half as many as `hex` has room for, in lower-case hex.
+fn encode_hex<'a>(bytes: &[u8], hex: &'a mut [u8; MAX_HEX]) -> &'a str {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let (pairs, _) = hex.as_chunks_mut::<2>();
+    for (pair, byte) in pairs.iter_mut().zip(bytes) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0x0f)]];
+    }
+    // The digits are ASCII.
+    std::str::from_utf8(&hex[..2 * bytes.len()]).unwrap_or_default()
+}
 
 /// Exactly `N` bytes of lower-case hex; the length is checked by the caller.
 fn decode_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {

@@ -1,5 +1,6 @@
 //! Manifests: fetched whole, compared with their digest, parsed, and only then answered.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub struct ManifestAnswer {
     /// Its size in bytes.
     pub size: u64,
     /// Its media type.
-    pub media_type: String,
+    pub media_type: Cow<'static, str>,
     /// The bytes, where they were wanted or at hand.
     pub body: Option<Bytes>,
     /// How fresh it is.
@@ -49,7 +50,7 @@ impl StoredManifest {
         ManifestAnswer {
             digest: self.digest,
             size: self.body.len() as u64,
-            media_type: self.media_type.to_owned(),
+            media_type: self.media_type.into(),
             body: Some(self.body.clone()),
             freshness,
         }
@@ -86,11 +87,15 @@ impl Puller {
     ) -> Result<ManifestAnswer, Error> {
         let visible = self.is_visible(route, digest).await;
         // One look: what arrives after it is not proven for this repository.
-        let here = self.store().contains(digest).await;
-        if !visible && here {
+        let proven = if visible {
+            true
+        } else if self.store().contains(digest).await {
             self.manifest_head(route, digest, Purpose::Pull).await?;
-        }
-        if (visible || here)
+            true
+        } else {
+            false
+        };
+        if proven
             && let Some(manifest) = self.stored_manifest(digest).await?
         {
             let served = if visible { Served::Hit } else { Served::Revalidated };
@@ -100,6 +105,7 @@ impl Puller {
             let head = self.manifest_head(route, digest, Purpose::Pull).await?;
             if let (Some(size), Some(media_type)) = (head.size, head.media_type) {
                 let freshness = Freshness::of(Served::Miss);
+                let media_type = media_type.into();
                 return Ok(ManifestAnswer { digest: *digest, size, media_type, body: None, freshness });
             }
             // An upstream whose HEAD says too little.
@@ -251,7 +257,7 @@ impl Puller {
         let age = self.0.clock.now().since(record.checked_at).unwrap_or(Duration::ZERO);
         let freshness = Freshness { served, age, ttl };
         if let (Want::Head, Some(size), Some(media_type)) = (want, record.size, &record.media_type) {
-            let (digest, media_type) = (record.digest, media_type.clone());
+            let (digest, media_type) = (record.digest, Cow::Owned(media_type.clone()));
             return Ok(ManifestAnswer { digest, size, media_type, body: None, freshness });
         }
         let answer = self.manifest_by_digest(route, &record.digest, want).await?;

@@ -66,7 +66,7 @@ impl Metrics {
             .fold(0.0, |sum, value| sum + value)
     }
 
-    fn register<C: Collector + Clone + 'static>(&self, collector: C) -> C {
+    pub(super) fn register<C: Collector + Clone + 'static>(&self, collector: C) -> C {
         self.registry
             .register(Box::new(collector.clone()))
             .expect("every metric is registered once, under a valid name, by the room that owns it");
