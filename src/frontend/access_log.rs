@@ -1,6 +1,7 @@
 //! One line per request, written when its answer has left or broken.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
@@ -38,34 +39,36 @@ pub(super) struct Answered {
     pub(super) head_after: Duration,
 }
 
-/// A request with its answer, logged when dropped.
+/// A request with its answer, logged when dropped: when the body and every frame of it are gone.
 #[derive(Debug)]
 pub(super) struct Record {
     request: Request,
     answered: Answered,
-    sent: u64,
-    broken: Option<pull::Error>,
+    sent: AtomicU64,
+    broken: OnceLock<pull::Error>,
     accounts: Arc<Accounts>,
 }
 
 impl Record {
     pub(super) fn new(request: Request, answered: Answered, accounts: Arc<Accounts>) -> Self {
-        Self { request, answered, sent: 0, broken: None, accounts }
+        Self { request, answered, sent: AtomicU64::new(0), broken: OnceLock::new(), accounts }
     }
 
-    pub(super) fn sent(&mut self, bytes: usize) {
-        self.sent += bytes as u64;
+    /// Counts bytes of the body that have been written to the connection.
+    pub(super) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         self.accounts.sent_bytes.inc_by(bytes as u64);
     }
 
-    pub(super) fn broken(&mut self, error: &pull::Error) {
-        self.broken = Some(error.clone());
+    /// Notes why the body ends early; the first reason counts.
+    pub(super) fn broken(&self, error: &pull::Error) {
+        self.broken.get_or_init(|| error.clone());
     }
 
     fn outcome(&self) -> &'static str {
-        if self.broken.is_some() {
+        if self.broken.get().is_some() {
             "broken"
-        } else if self.sent < self.answered.promised {
+        } else if self.sent.load(Ordering::Relaxed) < self.answered.promised {
             "client left"
         } else {
             "complete"
@@ -79,9 +82,10 @@ impl Drop for Record {
         let Answered { status, cache_status, head_after, .. } = &self.answered;
         // The path alone: a query may carry what is nobody's business.
         let path = uri.path();
-        if let Some(error) = &self.broken {
+        let sent = self.sent.load(Ordering::Relaxed);
+        if let Some(error) = self.broken.get() {
             let request_id = text(id).unwrap_or_default();
-            tracing::warn!(request_id, path, %error, sent_bytes = self.sent, "an answer was broken");
+            tracing::warn!(request_id, path, %error, sent_bytes = sent, "an answer was broken");
         }
         self.accounts.log.write(|line| {
             optional(line, "request_id", text(id));
@@ -98,7 +102,7 @@ impl Drop for Record {
             optional(line, "ns", namespace(uri));
             optional(line, "range", range.as_ref().and_then(text));
             line.number("status", status.as_u16().into());
-            line.number("sent_bytes", self.sent);
+            line.number("sent_bytes", sent);
             line.number("head_ms", millis(*head_after));
             line.number("total_ms", millis(started.elapsed()));
             optional(line, "cache", cache_status.as_ref().and_then(text));

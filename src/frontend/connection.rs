@@ -20,7 +20,9 @@ use tokio_rustls::server::TlsStream;
 
 use super::client::{Client, Network, Secured, Source};
 use super::config::{Limits, ProxyProtocol};
+use super::file_writer::{FileSocket, FileWriter};
 use super::opening::Opening;
+use super::outbox::{Decoy, Outbox};
 use super::paced::Paced;
 use super::proxy_protocol;
 use super::service::{Facet, Service};
@@ -55,6 +57,10 @@ pub(super) enum Accepted {
 }
 
 /// What a connection carries its bytes over.
+trait Socket: FileSocket + Send + 'static {}
+impl<S: FileSocket + Send + 'static> Socket for S {}
+
+/// What HTTP is spoken on.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
@@ -63,6 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 pub(super) struct Terms {
     pub(super) facet: Facet,
     pub(super) limits: Limits,
+    pub(super) decoy: Decoy,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) tls_metrics: tls::Metrics,
     pub(super) proxy_protocol: ProxyProtocol,
@@ -105,7 +112,7 @@ impl Terms {
         }
     }
 
-    async fn converse<S: Stream>(self: &Arc<Self>, stream: S, source: Source) {
+    async fn converse<S: Socket>(self: &Arc<Self>, stream: S, source: Source) {
         let accepted = Instant::now();
         let opened = tokio::select! {
             opened = timeout(self.limits.header_timeout, self.open(stream, source)) => opened,
@@ -116,13 +123,17 @@ impl Terms {
             } => return,
         };
         let ended = match opened.unwrap_or(Err(Unopened::Late)) {
-            Ok(Open::Http1(io, client)) => http1::serve(io, Arc::new(client), self).await,
+            Ok(Open::Http1(io, client)) => {
+                let outbox = Arc::new(Outbox::new(self.decoy.clone()));
+                let io = FileWriter::new(io, Arc::clone(&outbox));
+                http1::serve(io, Some(outbox), Arc::new(client), self).await
+            }
             Ok(Open::Http2(io, client)) => http2::serve(io, Arc::new(client), self).await,
             Ok(Open::Tls(io, client)) => {
                 if io.get_ref().1.alpn_protocol() == Some(b"h2") {
                     http2::serve(*io, Arc::new(client), self).await
                 } else {
-                    http1::serve(*io, Arc::new(client), self).await
+                    http1::serve(*io, None, Arc::new(client), self).await
                 }
             }
             Err(error) => {
@@ -135,7 +146,7 @@ impl Terms {
         }
     }
 
-    async fn open<S: Stream>(&self, mut stream: S, mut source: Source) -> Result<Open<S>, Unopened> {
+    async fn open<S: Socket>(&self, mut stream: S, mut source: Source) -> Result<Open<S>, Unopened> {
         let mut head = BytesMut::with_capacity(FIRST_READ);
         if self.proxy_protocol == ProxyProtocol::Required {
             source = self.proxied(&mut stream, &mut head, source).await?.unwrap_or(source);
@@ -162,7 +173,7 @@ impl Terms {
     }
 
     /// Whom the PROXY header at the beginning names, if it names anybody. What follows it stays in `head`.
-    async fn proxied<S: Stream>(
+    async fn proxied<S: Socket>(
         &self,
         stream: &mut S,
         head: &mut BytesMut,
@@ -185,7 +196,7 @@ impl Terms {
         }
     }
 
-    async fn secure<S: Stream>(
+    async fn secure<S: Socket>(
         &self,
         tls: &Tls,
         stream: S,
@@ -214,7 +225,7 @@ fn secured(connection: &ServerConnection) -> Secured {
 
 /// Answers, and reads what the client has still to say: a close with unread bytes is a reset, which would take the
 /// answer with it.
-async fn farewell<S: Stream>(stream: &mut S, answer: &[u8]) {
+async fn farewell<S: Socket>(stream: &mut S, answer: &[u8]) {
     let farewell = async {
         stream.write_all(answer).await?;
         stream.shutdown().await?;

@@ -9,23 +9,34 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::body::Http1Body;
 use super::client::Client;
 use super::connection::{FIRST_WORD, Stream, Terms};
+use super::outbox::Outbox;
 
 /// hyper's bound on what one connection queues for writing before it asks for more: two frames of
 /// 256 KiB. With one, a follower of a fill costs 3 % more CPU per byte.
 const WRITE_BUFFER: usize = 512 << 10;
 
-/// Serves until the client leaves or the process drains; the answer under way is finished.
-pub(super) async fn serve<I: Stream>(io: I, client: Arc<Client>, terms: &Terms) -> hyper::Result<()> {
+/// Serves until the client leaves or the process drains; the answer under way is finished. With an `outbox`, which is
+/// that of a [`FileWriter`](super::file_writer::FileWriter) below, files are sent without being read.
+pub(super) async fn serve<I: Stream>(
+    io: I,
+    outbox: Option<Arc<Outbox>>,
+    client: Arc<Client>,
+    terms: &Terms,
+) -> hyper::Result<()> {
     let (service, facet) = (Arc::clone(&terms.service), terms.facet);
     let asked = Arc::new(Notify::new());
     let asking = Arc::clone(&asked);
     let handler = service_fn(move |request| {
         // Kept until somebody waits: the drain asks whether there was a first request.
         asking.notify_one();
-        let (service, client) = (Arc::clone(&service), Arc::clone(&client));
-        async move { Ok::<_, Infallible>(service.answer(request, &client, facet).await) }
+        let (service, client, outbox) = (Arc::clone(&service), Arc::clone(&client), outbox.clone());
+        async move {
+            let response = service.answer(request, &client, facet).await;
+            Ok::<_, Infallible>(response.map(|body| Http1Body::new(body, outbox)))
+        }
     });
     let head = terms.limits.max_header_size.as_usize();
     let mut builder = http1::Builder::new();

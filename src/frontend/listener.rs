@@ -10,6 +10,7 @@ use super::bind::{self, BindError, Socket};
 use super::client::Network;
 use super::config::{FrontendConfig, Limits, ListenConfig, ProxyProtocol};
 use super::connection::Terms;
+use super::outbox::Decoy;
 use super::passed::PassedSockets;
 use super::service::{Facet, Service};
 use super::tls::{self, Reloader, Tls};
@@ -114,9 +115,11 @@ impl Listeners {
         if !self.reloaders.is_empty() {
             tasks.spawn("reload", Reloader::run(self.reloaders, Arc::clone(reload), tasks.clone()));
         }
+        let decoy = Decoy::new();
         for listener in self.bound {
             let is_operators = listener.facet == Facet::Metrics;
             let terms = Arc::new(Terms {
+                decoy: decoy.clone(),
                 facet: listener.facet,
                 limits: self.limits.clone(),
                 tls: listener.tls,

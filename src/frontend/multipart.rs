@@ -9,7 +9,7 @@ use futures_util::stream::unfold;
 use hyper::header::HeaderValue;
 
 use crate::oci::{ByteRange, ContentRange};
-use crate::pull::{self, Reader};
+use crate::pull::{self, Chunk, Reader};
 
 /// The frame around several ranges of one blob.
 #[derive(Debug, Clone)]
@@ -36,23 +36,26 @@ impl Multipart {
         heads.sum::<u64>() + ranges.iter().map(ByteRange::len).sum::<u64>() + self.end().len() as u64
     }
 
-    /// The ranges that `reader` reads, the first of which is `first`, each behind its head.
+    /// The ranges that `reader` reads, the first of which is `first`, each behind its head; with `files` as slices of
+    /// files where there are any.
     pub(super) fn stream(
         self,
         reader: Reader,
         first: ByteRange,
-    ) -> impl Stream<Item = Result<Bytes, pull::Error>> + Send {
+        files: bool,
+    ) -> impl Stream<Item = Result<Chunk, pull::Error>> + Send {
         let head = self.head(first, true);
-        unfold(Some((self, reader, Some(head))), |state| async {
+        let memory = |bytes| Ok(Chunk::Memory(bytes));
+        unfold(Some((self, reader, Some(head))), move |state| async move {
             let (multipart, mut reader, head) = state?;
             if let Some(head) = head {
-                return Some((Ok(head), Some((multipart, reader, None))));
+                return Some((memory(head), Some((multipart, reader, None))));
             }
-            match reader.next().await {
-                Ok(Some(bytes)) => Some((Ok(bytes), Some((multipart, reader, None)))),
+            match reader.next(files).await {
+                Ok(Some(chunk)) => Some((Ok(chunk), Some((multipart, reader, None)))),
                 Ok(None) => Some(match reader.next_range() {
-                    Some(range) => (Ok(multipart.head(range, false)), Some((multipart, reader, None))),
-                    None => (Ok(multipart.end()), None),
+                    Some(range) => (memory(multipart.head(range, false)), Some((multipart, reader, None))),
+                    None => (memory(multipart.end()), None),
                 }),
                 Err(error) => Some((Err(error), None)),
             }

@@ -10,6 +10,9 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::file_writer::FileSocket;
+use crate::store::FileSlice;
+
 /// A socket whose peer must accept something within a time-out, or the connection ends. Without
 /// it a client that stops reading holds its connection, its buffers and its seat for ever.
 #[derive(Debug)]
@@ -38,6 +41,19 @@ impl<S> Paced<S> {
             self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + timeout)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client accepts nothing")))
+    }
+}
+
+impl<S: FileSocket> Paced<S> {
+    /// Sends from the `at`th byte of a file's slice on as much as the client takes at once.
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        slice: &FileSlice,
+        at: u64,
+    ) -> Poll<io::Result<usize>> {
+        let outcome = self.stream.poll_send(cx, slice, at);
+        self.pace(cx, outcome)
     }
 }
 

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::Error;
+use super::reader::{Chunk, MIN_SLICE};
 use crate::oci::{ByteRange, Digest};
 use crate::routing::UpstreamName;
 use crate::store::{Arrived, Blob, PartialFile, RangeSet};
@@ -360,12 +360,23 @@ impl Follower {
         position: u64,
         end: Option<u64>,
         wait: Duration,
-    ) -> Result<Option<Bytes>, Error> {
+        files: bool,
+    ) -> Result<Option<Chunk>, Error> {
         loop {
             let step = self.progress.borrow_and_update().step(position, end);
             match step {
-                Step::ReadPartial(file, len) => return Ok(Some(file.read(position, len).await?)),
-                Step::ReadSealed(blob, len) => return Ok(Some(blob.read(position, len).await?)),
+                Step::ReadPartial(file, len) if files && len >= MIN_SLICE => {
+                    return Ok(Some(Chunk::File(file.slice(position, len))));
+                }
+                Step::ReadSealed(blob, len) if files && len >= MIN_SLICE => {
+                    return Ok(Some(Chunk::File(blob.slice(position, len))));
+                }
+                Step::ReadPartial(file, len) => {
+                    return Ok(Some(Chunk::Memory(file.read(position, len).await?)));
+                }
+                Step::ReadSealed(blob, len) => {
+                    return Ok(Some(Chunk::Memory(blob.read(position, len).await?)));
+                }
                 Step::End => return Ok(None),
                 Step::Fail(error) => return Err(error),
                 Step::Wait => {
@@ -468,7 +479,7 @@ mod tests {
         let flights = Flights::default();
         let (mut follower, flight) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
         flight.unwrap().publish(|progress| progress.phase = Phase::Failed(Error::Abandoned));
-        assert!(matches!(follower.next(0, None, Duration::from_secs(1)).await, Err(Error::Abandoned)));
+        assert!(matches!(follower.next(0, None, Duration::from_secs(1), false).await, Err(Error::Abandoned)));
         assert!(matches!(follower.answered().await, Err(Error::Abandoned)));
     }
 }

@@ -38,7 +38,7 @@ pub use error::Error;
 pub use lists::ListAnswer;
 pub use manifests::{ManifestAnswer, Want};
 pub use metrics::Metrics;
-pub use reader::Reader;
+pub use reader::{Chunk, Reader};
 pub use referrers::ReferrersAnswer;
 
 use crate::oci::{Digest, ErrorCode};

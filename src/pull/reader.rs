@@ -7,7 +7,10 @@ use bytes::Bytes;
 use super::flight::Follower;
 use super::{Error, Puller};
 use crate::oci::ByteRange;
-use crate::store::{Blob, Content};
+use crate::store::{Blob, Content, FileSlice};
+
+/// Less than this is read: a copy of it costs less than a call of its own.
+pub(super) const MIN_SLICE: u64 = 16 << 10;
 
 /// Where the bytes of a blob come from.
 #[derive(Debug)]
@@ -22,6 +25,24 @@ impl From<Content> for Source {
         match content {
             Content::Memory(bytes) => Self::Memory(bytes),
             Content::Disk(blob) => Self::Sealed(blob),
+        }
+    }
+}
+
+/// Some of the bytes of an answer.
+#[derive(Debug)]
+pub enum Chunk {
+    /// In memory.
+    Memory(Bytes),
+    /// In a file, to be sent as they are.
+    File(FileSlice),
+}
+
+impl Chunk {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(slice) => slice.len(),
         }
     }
 }
@@ -74,13 +95,13 @@ impl Reader {
         }
     }
 
-    /// The next bytes of this range, at most 256 KiB unless they are in memory as a whole; `None` at its end.
-    /// Cancel safe.
+    /// The next bytes of this range, `None` at its end. With `files`, what is in a file comes as a slice of it, as
+    /// far as there is one; without, at most 256 KiB are read unless they are in memory as a whole. Cancel safe.
     ///
     /// # Errors
     /// The rest cannot be given: the transfer must be broken, not ended.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        let next = self.read().await;
+    pub async fn next(&mut self, files: bool) -> Result<Option<Chunk>, Error> {
+        let next = self.read(files).await;
         if let (Err(Error::Read(_)), Source::Sealed(blob)) = (&next, &self.source) {
             // The next pull must not find the same damage.
             self.puller.store().distrust(blob).await;
@@ -88,28 +109,28 @@ impl Reader {
         next
     }
 
-    async fn read(&mut self) -> Result<Option<Bytes>, Error> {
-        let bytes = match &mut self.source {
+    async fn read(&mut self, files: bool) -> Result<Option<Chunk>, Error> {
+        let chunk = match &mut self.source {
             Source::Memory(bytes) => {
                 let end =
                     usize::try_from(self.end.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).min(bytes.len());
                 let start = usize::try_from(self.position).unwrap_or(usize::MAX).min(end);
-                (start < end).then(|| bytes.slice(start..end))
+                (start < end).then(|| Chunk::Memory(bytes.slice(start..end)))
             }
             Source::Sealed(blob) => {
-                let end = self.end.unwrap_or(blob.size()).min(blob.size());
-                if self.position < end {
-                    Some(blob.read(self.position, end - self.position).await?)
-                } else {
-                    None
+                let left = self.end.unwrap_or(blob.size()).min(blob.size()).saturating_sub(self.position);
+                match left {
+                    0 => None,
+                    left if files && left >= MIN_SLICE => Some(Chunk::File(blob.slice(self.position, left))),
+                    left => Some(Chunk::Memory(blob.read(self.position, left).await?)),
                 }
             }
             Source::Flight(follower) => {
                 let wait = self.puller.fill_config().wait_timeout;
-                follower.next(self.position, self.end, wait).await?
+                follower.next(self.position, self.end, wait, files).await?
             }
         };
-        self.position += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        Ok(bytes)
+        self.position += chunk.as_ref().map_or(0, Chunk::len);
+        Ok(chunk)
     }
 }

@@ -39,6 +39,7 @@ mod read;
 mod records;
 mod recover;
 mod sealed;
+mod slice;
 
 use std::collections::HashSet;
 use std::io::{self, Write as _};
@@ -56,6 +57,7 @@ pub use partial::{Arrived, Partial, PartialFile, Piece, SealError};
 use partial::{BLOCK, PIECE_BLOCK};
 pub use ranges::RangeSet;
 pub use sealed::Blob;
+pub use slice::FileSlice;
 
 use crate::oci::{Digest, Verified};
 use crate::runtime::{Clock, Coalesce, Tasks};
@@ -396,6 +398,10 @@ impl Store {
     pub async fn blob(&self, digest: &Digest) -> Option<Arc<Blob>> {
         for disk in &self.0.disks {
             if let Some(blob) = disk.opened(digest) {
+                if blob.is_damaged() {
+                    self.distrust(&blob).await;
+                    return None;
+                }
                 disk.touch(digest);
                 return Some(blob);
             }

@@ -30,6 +30,7 @@ use super::layout::private_file;
 use super::ranges::RangeSet;
 use super::read::{BufferPool, read_chunk};
 use super::sealed::{Blob, hash_file};
+use super::slice::FileSlice;
 use super::{Error, Store};
 use crate::oci::{Digest, Hasher, Mismatch};
 
@@ -94,6 +95,19 @@ impl PartialFile {
     /// The disk's error.
     pub async fn read(&self, offset: u64, len: u64) -> io::Result<Bytes> {
         read_chunk(&self.file, &self.pool, offset, len).await
+    }
+
+    /// Some of the bytes that have arrived, to be sent as they are.
+    pub fn slice(&self, offset: u64, len: u64) -> FileSlice {
+        FileSlice::of_partial(self, offset, len)
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn pool(&self) -> &BufferPool {
+        &self.pool
     }
 }
 

@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes handed out at a time. Between 64 and 256 KiB the CPU time per byte is flat.
 const BUFFER_SIZE: usize = 256 << 10;
 /// An unaligned copy target costs up to twice the CPU of an aligned one.
 const PAGE: usize = 4096;
+/// Reads of cold files at once: more than a disk's queue takes, an eighth of the blocking pool's threads.
+const COLD_READS: usize = 64;
 /// How much memory a pool keeps for the next taker; more is freed when it comes back.
 const POOLED: usize = 16 << 20;
 
@@ -25,6 +28,8 @@ pub(super) struct BufferPool {
     size: usize,
     // A mutex: one uncontended lock per buffer is lost in the copy of its bytes.
     free: Arc<Mutex<Vec<Box<[u8]>>>>,
+    /// Reads of cold files at once, so that a thousand cold readers leave threads for everything else.
+    cold: Arc<Semaphore>,
 }
 
 /// Memory from a pool, which takes it back when it is dropped.
@@ -44,7 +49,13 @@ impl BufferPool {
 
     /// A pool of buffers of `size` bytes.
     pub(super) fn new(size: usize) -> Self {
-        Self { size, free: Arc::default() }
+        Self { size, free: Arc::default(), cold: Arc::new(Semaphore::new(COLD_READS)) }
+    }
+
+    /// A turn to read what is not in the page cache. Cancel safe.
+    pub(super) async fn cold_turn(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        Arc::clone(&self.cold).acquire_owned().await.ok()
     }
 
     /// A buffer with nothing in it.
@@ -79,6 +90,11 @@ impl Buffer {
         let end = self.len + bytes.len();
         self.space(end)[end - bytes.len()..].copy_from_slice(bytes);
         self.len = end;
+    }
+
+    /// Its memory, up to `len` bytes of it, to be read into.
+    pub(super) fn whole(&mut self, len: usize) -> &mut [u8] {
+        self.space(len.min(self.pool.size))
     }
 
     fn space(&mut self, len: usize) -> &mut [u8] {
@@ -121,6 +137,7 @@ pub(super) async fn read_chunk(
     let read = match read_resident(file, buffer.space(len), offset) {
         Some(read) => read,
         None => {
+            let _turn = pool.cold_turn().await;
             let file = Arc::clone(file);
             let blocking = tokio::task::spawn_blocking(move || {
                 let read = file.read_at(buffer.space(len), offset);

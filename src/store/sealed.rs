@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
 use super::read::{BufferPool, read_chunk};
+use super::slice::FileSlice;
 use crate::oci::{Digest, Hasher};
 use crate::runtime::Timestamp;
 
@@ -26,6 +28,8 @@ pub struct Blob {
     sealed_at: Timestamp,
     file: Arc<File>,
     pool: BufferPool,
+    /// Its file could not be read as it should: it is not served again.
+    is_damaged: AtomicBool,
 }
 
 impl Blob {
@@ -36,7 +40,7 @@ impl Blob {
         file: Arc<File>,
         pool: BufferPool,
     ) -> Self {
-        Self { digest, size, sealed_at, file, pool }
+        Self { digest, size, sealed_at, file, pool, is_damaged: AtomicBool::new(false) }
     }
 
     /// Opens the file of `digest`, and says whether it carries the durable mark. Blocking.
@@ -70,6 +74,29 @@ impl Blob {
     /// The disk's error; the blob cannot be served further.
     pub async fn read(&self, offset: u64, len: u64) -> io::Result<Bytes> {
         read_chunk(&self.file, &self.pool, offset, len).await
+    }
+
+    /// Some of the bytes, to be sent as they are.
+    pub fn slice(self: &Arc<Self>, offset: u64, len: u64) -> FileSlice {
+        FileSlice::of_blob(self, offset, len)
+    }
+
+    /// Notes that the file could not be read as it should.
+    pub(super) fn distrust(&self) {
+        self.is_damaged.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the file could not be read as it should: the blob is not served again.
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn pool(&self) -> &BufferPool {
+        &self.pool
     }
 
     /// Whether this is the file at `path`. Blocking.

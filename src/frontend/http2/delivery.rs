@@ -16,8 +16,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
 use super::streams::STREAM;
+use crate::frontend::access_log::Record;
 use crate::frontend::body::ResponseBody;
-use crate::pull;
+use crate::pull::{self, Chunk};
 
 /// The bytes of one stream that are on their way to its client.
 #[derive(Debug)]
@@ -97,6 +98,7 @@ impl Delivery {
 pub(super) struct Portion {
     bytes: Bytes,
     delivery: Arc<Delivery>,
+    record: Option<Arc<Record>>,
 }
 
 impl Buf for Portion {
@@ -111,6 +113,9 @@ impl Buf for Portion {
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
         self.delivery.left(count);
+        if let Some(record) = &self.record {
+            record.sent(count);
+        }
     }
 }
 
@@ -124,11 +129,12 @@ pub(super) struct StreamBody {
 
 impl StreamBody {
     /// To be made on the task of the stream.
-    pub(super) fn new(body: ResponseBody, seat: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn new(mut body: ResponseBody, seat: Option<OwnedSemaphorePermit>) -> Self {
         let delivery = STREAM.try_with(|stream| {
             stream.is_answered.store(true, Ordering::Relaxed);
             Arc::clone(&stream.delivery)
         });
+        body.open(false);
         // Without a stream nobody watches, and nothing else changes.
         Self { body, delivery: delivery.unwrap_or_default(), _seat: seat, is_read: false }
     }
@@ -146,14 +152,14 @@ impl Body for StreamBody {
             // The stream is over for hyper when its body is; it must not be as long as its client can stall it.
             return self.delivery.poll_flushed(cx).map(|()| None);
         }
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let delivery = Arc::clone(&self.delivery);
-                Poll::Ready(Some(Ok(frame.map_data(|bytes| {
-                    delivery.handed(bytes.len());
-                    Portion { bytes, delivery }
-                }))))
+        match self.body.poll_chunk(cx) {
+            Poll::Ready(Some(Ok(Chunk::Memory(bytes)))) => {
+                let (delivery, record) = (Arc::clone(&self.delivery), self.body.record());
+                delivery.handed(bytes.len());
+                Poll::Ready(Some(Ok(Frame::data(Portion { bytes, delivery, record }))))
             }
+            // It was opened without files: h2 copies what it sends.
+            Poll::Ready(Some(Ok(Chunk::File(_)))) => Poll::Ready(Some(Err(pull::Error::Internal))),
             Poll::Ready(None) => {
                 self.is_read = true;
                 self.poll_frame(cx)
@@ -184,7 +190,8 @@ mod tests {
         let stalls = async |within| tokio::time::timeout(within, delivery.stalled(limit)).await.is_ok();
         assert!(!stalls(limit * 3).await, "the upstream may take its time");
         delivery.handed(1000);
-        let mut portion = Portion { bytes: Bytes::from_static(&[0; 1000]), delivery: Arc::clone(&delivery) };
+        let bytes = Bytes::from_static(&[0; 1000]);
+        let mut portion = Portion { bytes, delivery: Arc::clone(&delivery), record: None };
         for _ in 0..5 {
             assert!(!stalls(limit / 2).await, "slow is not stalled");
             portion.advance(100);
