@@ -23,6 +23,7 @@
 mod block;
 mod config;
 mod durable;
+pub mod eviction;
 mod journal;
 mod layout;
 mod memory;
