@@ -51,7 +51,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-pub use config::{Amount, DiskConfig, Eviction, StoreConfig};
+pub use config::{Amount, DiskConfig, StoreConfig};
 pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
 pub use partial::{Arrived, Partial, PartialFile, Piece, SealError};
 use partial::{BLOCK, PIECE_BLOCK};
