@@ -465,7 +465,8 @@ fn requested_range(parts: &Parts, digest: &Digest) -> Option<RangeRequest> {
 }
 
 fn etag(digest: &Digest) -> String {
-    format!("\"{digest}\"")
+    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
+    ["\"", algorithm, ":", &hex, "\""].concat()
 }
 
 fn not_modified(digest: &Digest, freshness: &Freshness) -> Answer {

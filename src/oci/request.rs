@@ -170,7 +170,7 @@ impl ApiRequest {
             return Err(RequestError::PathInvalid { reason: "it is too long" });
         }
         let rest = path.strip_prefix("/v2").ok_or(RequestError::NotFound)?;
-        let parameters = Parameters::parse(query.unwrap_or_default())?;
+        let parameters = query.map_or_else(|| Ok(Parameters::default()), Parameters::parse)?;
         let ns = parameters.ns.clone();
         let target = match rest.strip_prefix('/') {
             None if rest.is_empty() => Target::Base,

@@ -93,9 +93,7 @@ impl Puller {
         } else {
             false
         };
-        if proven
-            && let Some(manifest) = self.stored_manifest(digest).await?
-        {
+        if proven && let Some(manifest) = self.stored_manifest(digest).await? {
             let served = if visible { Served::Hit } else { Served::Revalidated };
             return Ok(manifest.answer(Freshness::of(served)));
         }

@@ -197,7 +197,9 @@ mod tests {
 
     #[test]
     fn a_name_that_is_plainly_normal_is_left_as_it_is() {
-        for name in ["quay.io", "localhost:5050", "[::1]:5050", "QUAY.io", "quay.io.", "quay.io.:5000", "", ":", "."] {
+        for name in
+            ["quay.io", "localhost:5050", "[::1]:5050", "QUAY.io", "quay.io.", "quay.io.:5000", "", ":", "."]
+        {
             assert!(!is_normal_name(name) || normal_name(name) == name, "{name}");
         }
         assert!(is_normal_name("quay.io") && is_normal_name("127.0.0.1:5050"));

@@ -143,7 +143,11 @@ impl Routes {
     fn named(&self, name: &str) -> Option<&Entry> {
         // Nearly every name arrives in its normal form already, and nearly every `Host` names nobody.
         let found = self.by_name.get(name);
-        if found.is_some() || is_normal_name(name) { found } else { self.by_name.get(normal_name(name).as_str()) }
+        if found.is_some() || is_normal_name(name) {
+            found
+        } else {
+            self.by_name.get(normal_name(name).as_str())
+        }
     }
 
     /// What the first component of the repository names, before anything is taken off.

@@ -348,11 +348,7 @@ impl TagKey<'_> {
     }
 
     fn own(&self) -> OwnTagKey {
-        OwnTagKey {
-            upstream: self.upstream.into(),
-            repository: self.repository.into(),
-            tag: self.tag.into(),
-        }
+        OwnTagKey { upstream: self.upstream.into(), repository: self.repository.into(), tag: self.tag.into() }
     }
 }
 

@@ -109,8 +109,7 @@ impl Lines {
         let mut state = self.state();
         state.urgent = true;
         self.0.wake.notify_one();
-        let unwritten =
-            |state: &mut State| !state.waiting.is_empty() || state.writer == Writer::Writing;
+        let unwritten = |state: &mut State| !state.waiting.is_empty() || state.writer == Writer::Writing;
         drop(self.0.written.wait_timeout_while(state, FLUSH_LIMIT, unwritten));
     }
 
