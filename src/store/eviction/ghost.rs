@@ -5,6 +5,8 @@
 //! 32 bits take one another's history about once in a thousand million lookups per entry of a set,
 //! which costs an estimate, not a byte.
 
+#![allow(clippy::cast_possible_truncation, reason = "keys and times are cut to the bits that are kept")]
+
 use super::History;
 
 const WAYS: usize = 4;
@@ -30,7 +32,7 @@ impl Ghost {
     /// Makes room for about as many ghosts as there are live entries, between half and all of them.
     pub(super) fn fit(&mut self, live: usize) {
         if live >= self.entries.len() * 2 {
-            let old = std::mem::replace(&mut self.entries, Vec::new());
+            let old = std::mem::take(&mut self.entries);
             self.entries = vec![0; old.len() * 2];
             for word in old.into_iter().filter(|word| *word != 0) {
                 self.store(word);

@@ -4,8 +4,8 @@
 //! calls, and the answer is a slot; what owns the files, and the index that gives slots out, are
 //! elsewhere. `benches/eviction` runs the same code over synthetic traces and says which is best.
 //!
-//! The hot path is [`Policy::touch`]: one relaxed load and one relaxed store of the entry's own word,
-//! under the index's read lock. No policy moves a list there; what order a hit deserves is worked
+//! The hot path is [`Policy::touch`]: relaxed loads and stores of the entry's own words, under the
+//! index's read lock. No policy moves a list there; what order a hit deserves is worked
 //! out when something has to go. Two hits at the same instant may lose one of the two: an estimate
 //! does not mind, and a read-modify-write would.
 //!

@@ -18,12 +18,19 @@
 //! - *dependents* raise it, and [`Class::Metadata`] is worth so much more that it outlives layers
 //!   many times over, but not for ever.
 //!
-//! There is no queue. A hit stores one word (last use and uses); the victim is the worst of a random
+//! There is no queue. A hit stores two words, when and how often; the victim is the worst of a random
 //! sample and of the worst that earlier samples left behind, by what they are worth *now*. So worth
-//! may change with time in ways that no order in a list survives, an entry takes 28 bytes, and an
+//! may change with time in ways that no order in a list survives, an entry takes 24 bytes and its ghost 8, and an
 //! eviction looks at [`SAMPLE`] + [`POOL`] entries, whatever the number there is.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "estimates, in ranges that are clamped; slots are 32 bits wide"
+)]
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::ghost::{self, Ghost};
 use super::slots::Slots;
@@ -34,12 +41,13 @@ const SAMPLE: usize = 32;
 /// The worst of earlier samples. With it, 32 + 16 come as close to the worst of all as a few hundred
 /// drawn afresh.
 const POOL: usize = 16;
-/// τ until the first evictions, and the shortest it becomes.
+/// τ before anything is known, which counts as much as so many observations; and the shortest.
 const FIRST_TAU: f32 = 86_400.0;
+const FIRST_SEEN: u16 = 16;
 const SHORTEST_TAU: f32 = 60.0;
-/// τ is a mean over about this many victims.
-const VICTIMS: f32 = 256.0;
-/// Uses from which a victim says something about τ.
+/// τ is a mean over about this many observations.
+const SEEN: u16 = 256;
+/// Uses from which an entry says something about τ.
 const PROVEN: f32 = 1.5;
 /// The cost per byte that leaves the worth as it is: 40 MB/s.
 const USUAL_COST: f32 = 1.0 / 40e6;
@@ -82,8 +90,10 @@ impl Default for Tuning {
 
 #[derive(Debug)]
 struct Entry {
-    /// [`Use`], packed: one store per hit, and never half of it.
-    used: AtomicU64,
+    /// [`Use`], in two words: eight bytes at once would take four more to align. A reader may see one
+    /// of a hit's two stores without the other, and then judges by a use too many or too few.
+    last: AtomicU32,
+    uses: AtomicU32,
     /// Logarithm of what does not change with time: cost, class, dependents.
     weight: f32,
     /// For its ghost.
@@ -96,7 +106,18 @@ const ABSENT: u32 = u32::MAX;
 
 impl Default for Entry {
     fn default() -> Self {
-        Self { used: AtomicU64::new(0), weight: 0.0, key: 0, at: ABSENT }
+        Self::new(Use { last: 0, uses: 0.0 }, 0.0, 0, ABSENT)
+    }
+}
+
+impl Entry {
+    fn new(used: Use, weight: f32, key: u32, at: u32) -> Self {
+        let (last, uses) = (AtomicU32::new(used.last), AtomicU32::new(used.uses.to_bits()));
+        Self { last, uses, weight, key, at }
+    }
+
+    fn used(&self) -> Use {
+        Use { last: self.last.load(Relaxed), uses: f32::from_bits(self.uses.load(Relaxed)) }
     }
 }
 
@@ -108,12 +129,8 @@ struct Use {
 }
 
 impl Use {
-    fn pack(self) -> u64 {
-        u64::from(self.last) << 32 | u64::from(self.uses.to_bits())
-    }
-
-    fn unpack(word: u64) -> Self {
-        Self { last: (word >> 32) as u32, uses: f32::from_bits(word as u32) }
+    fn idle(self, now: u32) -> f32 {
+        now.saturating_sub(self.last) as f32
     }
 }
 
@@ -130,6 +147,8 @@ pub struct Worth {
     hand: usize,
     /// See the head of this file; seconds.
     tau: f32,
+    /// Observations that τ comes from, up to [`SEEN`].
+    seen: u16,
     random: fastrand::Rng,
 }
 
@@ -144,6 +163,7 @@ impl Worth {
             pool: Vec::with_capacity(SAMPLE + POOL),
             hand: 0,
             tau: FIRST_TAU,
+            seen: FIRST_SEEN,
             // Only which entries are compared depends on it; the same run twice is worth more.
             random: fastrand::Rng::with_seed(0),
         }
@@ -158,25 +178,20 @@ impl Worth {
             + class.log2()
     }
 
-    /// Logarithm of the uses as of `now`.
-    fn uses(&self, used: Use, now: u32) -> f32 {
-        used.uses.log2() - now.saturating_sub(used.last) as f32 / (self.tuning.half_life * self.tau)
-    }
-
     /// Logarithm of what the entry is worth now.
     fn worth(&self, slot: Slot, now: u32) -> f32 {
         let entry = &self.slots[slot];
-        let used = Use::unpack(entry.used.load(Relaxed));
-        let uses = self.uses(used, now);
-        let idle = now.saturating_sub(used.last) as f32;
+        let used = entry.used();
+        let idle = used.idle(now);
+        let uses = used.uses.log2() - idle / (self.tuning.half_life * self.tau);
         let proven = if uses > 0.0 { 0.0 } else { self.tuning.unproven.log2() };
         entry.weight + self.tuning.power * uses + proven - (idle + self.tuning.patience * self.tau).log2()
     }
 
     /// One more use.
     fn again(&self, used: Use, now: u32) -> Use {
-        let uses = 1.0 + self.uses(used, now).exp2();
-        Use { last: now.max(used.last), uses: uses.min(self.tuning.most) }
+        let left = (-used.idle(now) / (self.tuning.half_life * self.tau)).exp2();
+        Use { last: now.max(used.last), uses: (1.0 + used.uses * left).min(self.tuning.most) }
     }
 
     fn present(&self, slot: Slot) -> bool {
@@ -196,14 +211,15 @@ impl Worth {
         self.pool = pool;
     }
 
-    /// Takes note of how long a victim that had been used more than once was idle. Were it less than
-    /// what τ says, uses would count for too long, and the other way round. Victims used once do not
-    /// count: a scan that pushes itself out would make everything else look old.
-    fn learn(&mut self, victim: Slot, now: u32) {
-        let used = Use::unpack(self.slots[victim].used.load(Relaxed));
+    /// Takes note of how long an entry that was used more than once is idle: a victim, or one found
+    /// at start. Were it less than what τ says, uses would count for too long, and the other way
+    /// round. Victims used once do not count: a scan that pushes itself out would make everything
+    /// else look old.
+    fn learn(&mut self, used: Use, now: u32) {
         if used.uses >= PROVEN {
-            let idle = now.saturating_sub(used.last) as f32;
-            self.tau = (self.tau + (idle - self.tau) / VICTIMS).max(SHORTEST_TAU);
+            self.seen = SEEN.min(self.seen + 1);
+            self.tau += (used.idle(now) - self.tau) / f32::from(self.seen);
+            self.tau = self.tau.max(SHORTEST_TAU);
         }
     }
 
@@ -225,7 +241,11 @@ impl Policy for Worth {
         self.remove(slot);
         let key = ghost::short(object.key);
         let used = match (history, self.ghost.take(key)) {
-            (Some(history), _) => Use { last: history.last_used, uses: decode(history.frequency) },
+            (Some(history), _) => {
+                let used = Use { last: history.last_used, uses: decode(history.frequency) };
+                self.learn(used, now);
+                used
+            }
             (None, Some(ghost)) => {
                 self.again(Use { last: ghost.last_used, uses: decode(ghost.frequency) }, now)
             }
@@ -233,7 +253,7 @@ impl Policy for Worth {
         };
         let weight = self.weight(object);
         let at = self.live.len() as u32;
-        *self.slots.reach(slot) = Entry { used: AtomicU64::new(used.pack()), weight, key, at };
+        *self.slots.reach(slot) = Entry::new(used, weight, key, at);
         if self.live.len() == self.live.capacity() {
             self.live.reserve_exact(1 + self.live.len() / 8);
         }
@@ -243,8 +263,9 @@ impl Policy for Worth {
 
     fn touch(&self, slot: Slot, now: u32) {
         if let Some(entry) = self.slots.peek(slot) {
-            let used = Use::unpack(entry.used.load(Relaxed));
-            entry.used.store(self.again(used, now).pack(), Relaxed);
+            let used = self.again(entry.used(), now);
+            entry.last.store(used.last, Relaxed);
+            entry.uses.store(used.uses.to_bits(), Relaxed);
         }
     }
 
@@ -280,13 +301,13 @@ impl Policy for Worth {
             Some(slot) => *slot,
             None => self.sweep(may_go)?,
         };
-        self.learn(victim, now);
+        self.learn(self.slots[victim].used(), now);
         Some(victim)
     }
 
     fn history(&self, slot: Slot) -> History {
         self.slots.peek(slot).map_or_else(History::default, |entry| {
-            let used = Use::unpack(entry.used.load(Relaxed));
+            let used = entry.used();
             History { frequency: encode(used.uses), last_used: used.last }
         })
     }
