@@ -29,7 +29,7 @@ fn next_uses(trace: &Trace) -> Vec<u32> {
 }
 
 /// The furthest next use goes first.
-pub fn belady(trace: &Trace, capacity: u64, warm: usize) -> Outcome {
+pub(crate) fn belady(trace: &Trace, capacity: u64, warm: usize) -> Outcome {
     let next = next_uses(trace);
     let mut outcome = Outcome::default();
     let mut used = 0;
@@ -66,14 +66,14 @@ pub fn belady(trace: &Trace, capacity: u64, warm: usize) -> Outcome {
 
 /// What is to be maximised.
 #[derive(Debug, Clone, Copy)]
-pub enum Value {
+pub(crate) enum Value {
     Objects,
     Bytes,
     Cost,
 }
 
 /// Bounds for several capacities: the most value of hits after the warm-up.
-pub fn upper(trace: &Trace, capacities: &[u64], warm: usize, value: Value) -> Vec<f64> {
+pub(crate) fn upper(trace: &Trace, capacities: &[u64], warm: usize, value: Value) -> Vec<f64> {
     let next = next_uses(trace);
     // (value, bytes × requests it has to stay for), of the part after the warm-up.
     let mut intervals: Vec<(f64, f64)> = Vec::new();
@@ -111,7 +111,7 @@ pub fn upper(trace: &Trace, capacities: &[u64], warm: usize, value: Value) -> Ve
 }
 
 /// A disk without end.
-pub fn infinite(trace: &Trace, warm: usize) -> Outcome {
+pub(crate) fn infinite(trace: &Trace, warm: usize) -> Outcome {
     let mut seen = vec![false; trace.contents.len()];
     let mut outcome = Outcome::default();
     for (at, request) in trace.requests.iter().enumerate() {

@@ -11,19 +11,19 @@ const TOUCHES: u32 = 2_000_000;
 const VICTIMS: u32 = 200_000;
 
 /// Of one policy.
-pub struct Micro {
-    pub algorithm: Algorithm,
-    pub bytes: usize,
+pub(crate) struct Micro {
+    pub(crate) algorithm: Algorithm,
+    pub(crate) bytes: usize,
     /// Nanoseconds of one call.
-    pub touch: f64,
+    pub(crate) touch: f64,
     /// Nanoseconds of a victim, its removal and the entry that takes its place.
-    pub replace: f64,
+    pub(crate) replace: f64,
     /// The longest of them, in microseconds.
-    pub longest: f64,
+    pub(crate) longest: f64,
 }
 
 /// Every policy.
-pub fn measure() -> Vec<Micro> {
+pub(crate) fn measure() -> Vec<Micro> {
     Algorithm::ALL.map(of).into()
 }
 

@@ -17,7 +17,7 @@ const COLOURS: [&str; 6] = ["#555555", "#e69f00", "#56b4e9", "#d55e00", "#009e73
 const DASHES: [&str; 6] = ["none", "none", "none", "none", "6 3", "2 3"];
 
 /// An SVG that needs no style sheet.
-pub fn svg(kinds: &[(Site, Vec<Run>)]) -> String {
+pub(crate) fn svg(kinds: &[(Site, Vec<Run>)]) -> String {
     let width = LEFT + kinds.len() as f64 * (WIDTH + GAP);
     let height = TOP + 2.0 * (HEIGHT + GAP) + 12.0;
     let mut svg = format!(

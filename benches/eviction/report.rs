@@ -11,20 +11,20 @@ use crate::trace::Site;
 use crate::{CALM, Calm, Figures, MAIN, Run, SHARES, Size};
 
 /// Median, least and most.
-pub type Spread = [f64; 3];
+pub(crate) type Spread = [f64; 3];
 
-pub fn median(values: &[f64]) -> Spread {
+pub(crate) fn median(values: &[f64]) -> Spread {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    let middle = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
+    let middle = f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
     [middle, sorted[0], sorted[sorted.len() - 1]]
 }
 
 /// Who is in the table, and where its figures are.
-pub type Subject = (&'static str, fn(&Size, &Run) -> Figures);
+pub(crate) type Subject = (&'static str, fn(&Size, &Run) -> Figures);
 
 /// The policies, then what knows the future.
-pub fn subjects() -> Vec<Subject> {
+pub(crate) fn subjects() -> Vec<Subject> {
     let lru: fn(&Size, &Run) -> Figures = |size, _| size.policies[0];
     let sieve: fn(&Size, &Run) -> Figures = |size, _| size.policies[1];
     let s3_fifo: fn(&Size, &Run) -> Figures = |size, _| size.policies[2];
@@ -41,7 +41,7 @@ pub fn subjects() -> Vec<Subject> {
     ]
 }
 
-pub fn markdown(
+pub(crate) fn markdown(
     kinds: &[(Site, Vec<Run>)],
     calm: &[Calm],
     micro: &[Micro],
@@ -307,7 +307,7 @@ fn micro_table(text: &mut String, micro: &[Micro]) {
     }
 }
 
-pub fn json(kinds: &[(Site, Vec<Run>)], micro: &[Micro]) -> Value {
+pub(crate) fn json(kinds: &[(Site, Vec<Run>)], micro: &[Micro]) -> Value {
     let of = |figures: Figures| json!({ "object_hits": figures.objects, "byte_hits": figures.bytes, "cost_s": figures.cost });
     let traces =
         kinds.iter().flat_map(|(site, runs)| runs.iter().map(move |run| (site, run))).map(|(site, run)| {

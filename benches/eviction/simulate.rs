@@ -8,17 +8,17 @@ const ABSENT: Slot = Slot::MAX;
 
 /// What was asked for after the warm-up, and what of it was a hit.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Outcome {
-    pub requests: f64,
-    pub hits: f64,
-    pub bytes: f64,
-    pub hit_bytes: f64,
+pub(crate) struct Outcome {
+    pub(crate) requests: f64,
+    pub(crate) hits: f64,
+    pub(crate) bytes: f64,
+    pub(crate) hit_bytes: f64,
     /// Seconds of the upstreams that the misses took.
-    pub cost: f64,
+    pub(crate) cost: f64,
 }
 
 impl Outcome {
-    pub fn count(&mut self, trace: &Trace, content: u32, hit: bool) {
+    pub(crate) fn count(&mut self, trace: &Trace, content: u32, hit: bool) {
         let content = &trace.contents[content as usize];
         self.requests += 1.0;
         self.bytes += content.bytes as f64;
@@ -30,11 +30,11 @@ impl Outcome {
         }
     }
 
-    pub fn object_ratio(&self) -> f64 {
+    pub(crate) fn object_ratio(&self) -> f64 {
         self.hits / self.requests
     }
 
-    pub fn byte_ratio(&self) -> f64 {
+    pub(crate) fn byte_ratio(&self) -> f64 {
         self.hit_bytes / self.bytes
     }
 }
@@ -52,7 +52,7 @@ struct Cache<'a> {
 }
 
 /// Runs the requests; those before `warm` fill the cache and are not counted.
-pub fn run(trace: &Trace, capacity: u64, policy: &mut dyn Policy, warm: usize) -> Outcome {
+pub(crate) fn run(trace: &Trace, capacity: u64, policy: &mut dyn Policy, warm: usize) -> Outcome {
     let mut cache = Cache {
         trace,
         capacity,

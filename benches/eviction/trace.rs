@@ -31,51 +31,51 @@ const HOUR: u32 = 3_600;
 
 /// A registry that is pulled from.
 #[derive(Debug, Clone, Copy)]
-pub struct Upstream {
+pub(crate) struct Upstream {
     /// Seconds to the first byte.
-    pub latency: f64,
+    pub(crate) latency: f64,
     /// Bytes per second.
-    pub speed: f64,
+    pub(crate) speed: f64,
     /// Seconds that a pull is worth where pulls are rationed. At 200 in six hours, one beyond the
     /// allowance waits for 108 seconds; here one in 54 is beyond it.
-    pub quota: f64,
+    pub(crate) quota: f64,
     /// How many of the repositories are there.
-    pub share: f64,
+    pub(crate) share: f64,
 }
 
 /// What there is to know of a place where images are pulled.
 #[derive(Debug, Clone)]
-pub struct Site {
-    pub name: &'static str,
-    pub about: &'static str,
-    pub days: u32,
-    pub bases: usize,
-    pub repositories: usize,
+pub(crate) struct Site {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) days: u32,
+    pub(crate) bases: usize,
+    pub(crate) repositories: usize,
     /// Exponent of Zipf's law over repositories.
-    pub skew: f64,
+    pub(crate) skew: f64,
     /// Share of the repositories that trade places in a day.
-    pub drift: f64,
+    pub(crate) drift: f64,
     /// Days between two versions: the repositories' own means lie evenly (in the logarithm) between.
-    pub version_days: (f64, f64),
-    pub hosts: usize,
+    pub(crate) version_days: (f64, f64),
+    pub(crate) hosts: usize,
     /// Images a host keeps.
-    pub host_images: usize,
+    pub(crate) host_images: usize,
     /// Share of the hosts that run a repository of the first rank; less by rank.
-    pub rollout: f64,
+    pub(crate) rollout: f64,
     /// Pulls per host and day beside the roll-outs: restarts, moves, experiments.
-    pub host_pulls: f64,
+    pub(crate) host_pulls: f64,
     /// CI jobs a day, and how many of their runners start empty.
-    pub jobs: f64,
-    pub empty_runners: f64,
+    pub(crate) jobs: f64,
+    pub(crate) empty_runners: f64,
     /// Images a day that a scanner (or whoever tries something once) pulls.
-    pub scanned: f64,
+    pub(crate) scanned: f64,
     /// Share of the layers that are models and toolkits: from 0.5 to 6 GB.
-    pub huge: f64,
-    pub upstreams: Vec<Upstream>,
+    pub(crate) huge: f64,
+    pub(crate) upstreams: Vec<Upstream>,
 }
 
 /// The kinds of site.
-pub fn sites() -> Vec<Site> {
+pub(crate) fn sites() -> Vec<Site> {
     let hub = Upstream { latency: 0.25, speed: 40e6, quota: 2.0, share: 0.4 };
     let cloud = Upstream { latency: 0.08, speed: 100e6, quota: 0.0, share: 0.4 };
     let vendor = Upstream { latency: 0.5, speed: 12e6, quota: 0.0, share: 0.1 };
@@ -167,41 +167,41 @@ pub fn sites() -> Vec<Site> {
 
 /// Something that is pulled.
 #[derive(Debug, Clone, Copy)]
-pub struct Content {
-    pub key: u64,
-    pub bytes: u64,
+pub(crate) struct Content {
+    pub(crate) key: u64,
+    pub(crate) bytes: u64,
     /// Neither manifest nor config, however small.
-    pub is_layer: bool,
-    pub class: Class,
+    pub(crate) is_layer: bool,
+    pub(crate) class: Class,
     /// Seconds of the upstream to fetch it.
-    pub cost: f32,
+    pub(crate) cost: f32,
 }
 
 /// One request.
 #[derive(Debug, Clone, Copy)]
-pub struct Request {
-    pub time: u32,
+pub(crate) struct Request {
+    pub(crate) time: u32,
     /// Index into [`Trace::contents`].
-    pub content: u32,
+    pub(crate) content: u32,
 }
 
 /// What was asked for, in order.
 #[derive(Debug)]
-pub struct Trace {
-    pub contents: Vec<Content>,
+pub(crate) struct Trace {
+    pub(crate) contents: Vec<Content>,
     /// What a manifest needs: its config and layers, in the order of the contents; empty for others.
-    pub needs: Vec<Vec<u32>>,
-    pub requests: Vec<Request>,
+    pub(crate) needs: Vec<Vec<u32>>,
+    pub(crate) requests: Vec<Request>,
 }
 
 impl Trace {
     /// The trace of a site and a seed.
-    pub fn generate(site: &Site, seed: u64) -> Self {
+    pub(crate) fn generate(site: &Site, seed: u64) -> Self {
         World::new(site, seed).run()
     }
 
     /// Bytes of everything that was asked for.
-    pub fn footprint(&self) -> u64 {
+    pub(crate) fn footprint(&self) -> u64 {
         self.contents.iter().map(|content| content.bytes).sum()
     }
 }

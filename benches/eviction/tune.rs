@@ -14,7 +14,7 @@ struct Case {
 }
 
 /// Prints what becomes of byte hits and cost as one constant at a time is varied.
-pub fn run() {
+pub(crate) fn run() {
     let mut cases = Vec::new();
     for site in trace::sites() {
         for seed in 1..=10 {

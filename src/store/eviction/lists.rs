@@ -40,7 +40,7 @@ pub(super) struct List {
 impl List {
     pub(super) const EMPTY: Self = Self { head: NONE, tail: NONE };
 
-    pub(super) fn tail(&self) -> Option<Slot> {
+    pub(super) fn tail(self) -> Option<Slot> {
         (self.tail != NONE).then_some(self.tail)
     }
 
@@ -64,10 +64,10 @@ impl List {
             older => slots[older].links_mut().newer = newer,
         }
     }
+}
 
-    /// What came after `slot`.
-    pub(super) fn newer<T: Linked>(&self, slots: &Slots<T>, slot: Slot) -> Option<Slot> {
-        let newer = slots[slot].links().newer;
-        (newer != NONE).then_some(newer)
-    }
+/// What came after `slot` on its list.
+pub(super) fn newer<T: Linked>(slots: &Slots<T>, slot: Slot) -> Option<Slot> {
+    let newer = slots[slot].links().newer;
+    (newer != NONE).then_some(newer)
 }

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::lists::{Linked, Links, List};
+use super::lists::{Linked, Links, List, newer};
 use super::slots::Slots;
 use super::{History, Object, Policy, Slot, TRIES};
 
@@ -78,7 +78,7 @@ impl Lru {
         let mut next = waiting.tail();
         while let Some(slot) = next {
             earliest = earliest.min(self.slots[slot].queued);
-            next = waiting.newer(&self.slots, slot);
+            next = newer(&self.slots, slot);
         }
         self.reached = earliest;
         while let Some(slot) = waiting.tail() {

@@ -105,7 +105,7 @@ impl S3Fifo {
         let small = self.small.list.tail().map(|slot| (slot, Place::Small));
         let main = self.main.list.tail().map(|slot| (slot, Place::Main));
         let small_is_full = self.small.blocks * SMALL >= self.small.blocks + self.main.blocks;
-        if small_is_full != other { small.or(main) } else { main.or(small) }
+        if small_is_full == other { main.or(small) } else { small.or(main) }
     }
 }
 

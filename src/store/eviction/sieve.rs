@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use super::lists::{Linked, Links, List, NONE};
+use super::lists::{Linked, Links, List, NONE, newer};
 use super::slots::Slots;
 use super::{History, Object, Policy, Slot, TRIES};
 
@@ -71,7 +71,7 @@ impl Policy for Sieve {
     fn remove(&mut self, slot: Slot) {
         if self.slots.peek(slot).is_some_and(|entry| entry.present) {
             if self.hand == slot {
-                self.hand = self.list.newer(&self.slots, slot).unwrap_or(NONE);
+                self.hand = newer(&self.slots, slot).unwrap_or(NONE);
             }
             self.list.unlink(&mut self.slots, slot);
             self.slots[slot].present = false;
@@ -92,7 +92,7 @@ impl Policy for Sieve {
             } else {
                 tries += 1;
             }
-            self.hand = self.list.newer(&self.slots, slot).unwrap_or(NONE);
+            self.hand = newer(&self.slots, slot).unwrap_or(NONE);
         }
         None
     }
