@@ -31,7 +31,7 @@ pub(crate) fn svg(kinds: &[(Site, Vec<Run>)]) -> String {
             writeln!(svg, "<text x=\"{x}\" y=\"{}\" font-weight=\"bold\">{}</text>", TOP - 8.0, site.name);
         panel(&mut svg, (x, TOP), "byte hits, %", (0.0, 100.0), |figures, _| figures.bytes * 100.0, runs);
         let below = (x, TOP + HEIGHT + GAP);
-        panel(&mut svg, below, "cost ÷ LRU's", (0.4, 1.1), |figures, lru| figures.cost / lru.cost, runs);
+        panel(&mut svg, below, "cost ÷ LRU's", (0.4, 1.2), |figures, lru| figures.cost / lru.cost, runs);
     }
     svg.push_str("</svg>\n");
     svg
@@ -75,7 +75,7 @@ fn panel(
     );
     for step in 0..=4 {
         let at = from + (to - from) * f64::from(step) / 4.0;
-        let digits = if to > 10.0 { 0 } else { 2 };
+        let digits = if to > 10.0 { 0 } else { 1 };
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{at:.digits$}</text>\

@@ -19,6 +19,8 @@
 //! - *Runners* of a CI start empty, mostly. A job pulls a base, then the image that was just built,
 //!   which is pulled a few times within the hour and never again.
 //! - *Scanners* walk at night through images by no popularity at all, once each.
+//!   How many is the parameter that matters most: with those of [`sites`] 55–75 % of the contents are
+//!   asked for once, and the report says what is left of each policy's gain with a fifth of them.
 //! - *Upstreams* differ in latency, speed, and in what a pull takes of a quota.
 
 use std::collections::{BinaryHeap, HashMap, VecDeque};
