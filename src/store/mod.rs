@@ -285,7 +285,7 @@ impl Store {
         }
         match read_whole(&blob).await {
             Ok(bytes) => {
-                self.remember(*digest, bytes.clone());
+                self.remember(*digest, &bytes);
                 Some(Content::Memory(bytes))
             }
             Err(error) => {
@@ -312,7 +312,7 @@ impl Store {
     /// The disk's error; the memory tier has the object all the same.
     pub async fn put(&self, verified: Verified) -> Result<(), Error> {
         let digest = verified.digest();
-        self.remember(digest, verified.bytes().clone());
+        self.remember(digest, verified.bytes());
         if self.contains(&digest) {
             return Ok(());
         }
@@ -497,7 +497,7 @@ impl Store {
         });
     }
 
-    fn remember(&self, digest: Digest, bytes: Bytes) {
+    fn remember(&self, digest: Digest, bytes: &Bytes) {
         self.0.memory.insert(digest, bytes);
         self.0.metrics.memory_bytes.set(gauge_value(self.0.memory.usage() as u64));
     }
