@@ -13,7 +13,7 @@ use crate::oci::Digest;
 const ENTRY_OVERHEAD: usize = 256;
 
 /// The share of the budget that new objects get, one part in so many.
-const NEW_PART: usize = 10;
+const NEW_PART: u8 = 10;
 
 /// Parts with a lock and a tenth of their own: more of them contend less, fewer take larger objects.
 const MOST_SHARDS: usize = 8;
@@ -29,13 +29,13 @@ impl MemoryTier {
     /// A tier of `budget` bytes that admits objects of up to `largest` bytes, or fewer where the budget is small.
     pub(super) fn new(budget: usize, largest: u64) -> Self {
         let wanted = usize::try_from(largest).unwrap_or(usize::MAX).saturating_add(ENTRY_OVERHEAD);
-        let shards = (budget / NEW_PART / wanted).clamp(1, MOST_SHARDS);
-        let room = (budget / shards / NEW_PART).saturating_sub(ENTRY_OVERHEAD);
+        let shards = (budget / usize::from(NEW_PART) / wanted).clamp(1, MOST_SHARDS);
+        let room = (budget / shards / usize::from(NEW_PART)).saturating_sub(ENTRY_OVERHEAD);
         let cache = CacheBuilder::new(budget)
             .with_name("memory")
             .with_shards(shards)
             .with_eviction_config(S3FifoConfig {
-                small_queue_capacity_ratio: 1.0 / NEW_PART as f64,
+                small_queue_capacity_ratio: 1.0 / f64::from(NEW_PART),
                 ..S3FifoConfig::default()
             })
             .with_weighter(|_: &Digest, bytes: &Bytes| bytes.len() + ENTRY_OVERHEAD)
