@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn without_time(line: &str) -> String {
-        let at = line.find("T").expect("a date and a time");
+        let at = line.find('T').expect("a date and a time");
         let end = at + line[at..].find('Z').expect("in UTC");
         // Date, time and fraction have the same width in every line.
         assert_eq!(end - at, "T18:40:56.123456".len(), "{line}");
