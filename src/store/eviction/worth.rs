@@ -14,7 +14,9 @@
 //! - What was used but once, or not for so long that its uses have decayed below one, is worth a
 //!   fraction: most of what scans and builds bring in never comes back.
 //! - *thrift* between 0 and 1: at 1 this is frequency × cost ÷ bytes (GDSF), which spends bytes where
-//!   they save most upstream time and loses byte hits over it; at 0 it counts byte hits alone.
+//!   they save most upstream time and loses byte hits over it; at 0 it counts byte hits alone. On the
+//!   tuning seeds (medians of byte hits beyond LRU's, and of the cost ÷ LRU's): 4.9 points and 0.75
+//!   at 1, 6.0 and 0.81 at 0, 6.0 and 0.77 at the default.
 //! - *dependents* raise it, and [`Class::Metadata`] is worth so much more that it outlives layers
 //!   many times over, but not for ever.
 //!
