@@ -75,7 +75,7 @@ fn panel(
     );
     for step in 0..=4 {
         let at = from + (to - from) * f64::from(step) / 4.0;
-        let digits = if to > 10.0 { 0 } else { 1 };
+        let digits = usize::from(to < 10.0);
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{at:.digits$}</text>\

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_precision_loss, reason = "costs are estimates")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -227,7 +229,7 @@ fn odd_numbers_do_not_upset_worth() {
 #[test]
 fn a_policy_takes_little_memory() {
     each(|algorithm, policy| {
-        assert!(policy.bytes_per_slot() <= 32, "{algorithm:?}: {}", policy.bytes_per_slot())
+        assert!(policy.bytes_per_slot() <= 32, "{algorithm:?}: {}", policy.bytes_per_slot());
     });
 }
 
