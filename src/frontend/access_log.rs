@@ -89,15 +89,18 @@ impl Drop for Record {
         }
         self.accounts.log.write(|line| {
             optional(line, "request_id", text(id));
-            line.bare("client", client);
-            line.bare("protocol", format_args!("{version:?}"));
+            match client {
+                Source::Socket(address) => line.address("client", *address),
+                Source::Forwarded(_) | Source::Unix => line.word("client", &client.to_string()),
+            }
+            line.word("protocol", protocol(*version));
             if let Some(tls) = tls {
                 line.quoted("tls", tls.version);
                 if let Some(certificate) = &tls.certificate {
                     line.quoted("client_certificate", certificate);
                 }
             }
-            line.bare("method", method);
+            line.word("method", method.as_str());
             line.quoted("path", path);
             optional(line, "ns", namespace(uri));
             optional(line, "range", range.as_ref().and_then(text));
@@ -115,6 +118,17 @@ impl Drop for Record {
 fn optional(line: &mut Line<'_>, name: &str, value: Option<&str>) {
     if let Some(value) = value {
         line.quoted(name, value);
+    }
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "HTTP/0.9",
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        Version::HTTP_3 => "HTTP/3.0",
+        // There are no others, but the type is open.
+        _ => "HTTP/1.1",
     }
 }
 

@@ -236,21 +236,22 @@ impl Service {
 
     async fn target_answer(&self, parts: &Parts, request: &ApiRequest) -> Result<Answer, Refusal> {
         let ns = request.ns.as_deref();
+        // hyper moves the future of every request, so all but that of a hot manifest are boxed.
         match &request.target {
             Target::Base => Ok(Answer::text(StatusCode::OK, JSON, "{}")),
             Target::Manifest { repository, reference } => {
                 self.manifest(parts, &self.route(parts, ns, repository)?, reference).await
             }
             Target::Blob { repository, digest } => {
-                self.blob(parts, &self.route(parts, ns, repository)?, digest).await
+                Box::pin(self.blob(parts, &self.route(parts, ns, repository)?, digest)).await
             }
             Target::Tags { repository, page } => {
-                self.tags(&self.route(parts, ns, repository)?, repository, page, ns).await
+                Box::pin(self.tags(&self.route(parts, ns, repository)?, repository, page, ns)).await
             }
             Target::Referrers { repository, .. } => {
-                self.referrers(&self.route(parts, ns, repository)?, &request.target, ns).await
+                Box::pin(self.referrers(&self.route(parts, ns, repository)?, &request.target, ns)).await
             }
-            Target::Catalog { page } => self.catalog(parts, page, ns).await,
+            Target::Catalog { page } => Box::pin(self.catalog(parts, page, ns)).await,
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
         }
     }
@@ -477,7 +478,8 @@ fn requested_range(parts: &Parts, digest: &Digest) -> Option<RangeRequest> {
 }
 
 fn etag(digest: &Digest) -> String {
-    format!("\"{digest}\"")
+    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
+    ["\"", algorithm, ":", &hex, "\""].concat()
 }
 
 fn not_modified(digest: &Digest, freshness: &Freshness) -> Answer {

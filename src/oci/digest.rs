@@ -374,12 +374,23 @@ fn restore<H: SerializableState>(state: &[u8]) -> Option<H> {
 /// Hexadecimal digits of the longest hash.
 const MAX_HEX: usize = 128;
 
+/// The two digits of every byte: one look-up instead of two and their shifts.
+const HEX_PAIRS: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [digits[byte >> 4], digits[byte & 0x0f]];
+        byte += 1;
+    }
+    pairs
+};
+
 /// `bytes`, which are at most half as many as `hex` has room for, in lower-case hex.
 fn encode_hex<'a>(bytes: &[u8], hex: &'a mut [u8; MAX_HEX]) -> &'a str {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let (pairs, _) = hex.as_chunks_mut::<2>();
     for (pair, byte) in pairs.iter_mut().zip(bytes) {
-        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0x0f)]];
+        *pair = HEX_PAIRS[usize::from(*byte)];
     }
     // The digits are ASCII.
     std::str::from_utf8(&hex[..2 * bytes.len()]).unwrap_or_default()

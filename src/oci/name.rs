@@ -123,8 +123,8 @@ impl FromStr for Tag {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         check_length(text, MAX_TAG_LENGTH)?;
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-        if text.starts_with(['.', '-']) || !text.chars().all(allowed) {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        if text.starts_with(['.', '-']) || !text.bytes().all(allowed) {
             return Err(NameError::Tag { tag: excerpt(text, 64) });
         }
         Ok(Self(text.into()))
@@ -242,11 +242,23 @@ fn check_length(text: &str, limit: usize) -> Result<(), NameError> {
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
 fn is_component(component: &str) -> bool {
-    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let separator = |run: &str| matches!(run, "." | "_" | "__") || run.chars().all(|c| c == '-');
-    component.starts_with(alphanumeric)
-        && component.ends_with(alphanumeric)
-        && component.split(alphanumeric).all(separator)
+    let alphanumeric = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9');
+    let mut rest = component.as_bytes();
+    loop {
+        let letters = rest.iter().take_while(|byte| alphanumeric(byte)).count();
+        if letters == 0 {
+            return false;
+        }
+        rest = &rest[letters..];
+        if rest.is_empty() {
+            return true;
+        }
+        let separator;
+        (separator, rest) = rest.split_at(rest.iter().take_while(|byte| !alphanumeric(byte)).count());
+        if !matches!(separator, b"." | b"_" | b"__") && separator.iter().any(|byte| *byte != b'-') {
+            return false;
+        }
+    }
 }
 
 #[cfg(test)]

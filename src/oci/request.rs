@@ -170,7 +170,7 @@ impl ApiRequest {
             return Err(RequestError::PathInvalid { reason: "it is too long" });
         }
         let rest = path.strip_prefix("/v2").ok_or(RequestError::NotFound)?;
-        let parameters = Parameters::parse(query.unwrap_or_default())?;
+        let parameters = query.map_or_else(|| Ok(Parameters::default()), Parameters::parse)?;
         let ns = parameters.ns.clone();
         let target = match rest.strip_prefix('/') {
             None if rest.is_empty() => Target::Base,
@@ -240,8 +240,13 @@ impl From<ReferenceError> for RequestError {
 
 /// What follows `/v2/`.
 fn parse_target(rest: &str, parameters: Parameters) -> Result<Target, RequestError> {
-    let decoded = rest.split('/').map(decode_segment).collect::<Result<Vec<_>, _>>()?;
-    let segments: Vec<&str> = decoded.iter().map(AsRef::as_ref).collect();
+    let path = decode_path(rest)?;
+    let segments: Vec<&str> = path.split('/').collect();
+    // The segments of the name stand at the beginning of the path, with their slashes.
+    let repository = |name: &[&str]| {
+        let length = name.iter().map(|segment| segment.len() + 1).sum::<usize>().saturating_sub(1);
+        path[..length].parse::<Repository>().map_err(RequestError::NameInvalid)
+    };
     match segments.as_slice() {
         ["_catalog"] => Ok(Target::Catalog { page: parameters.page()? }),
         [name @ .., "manifests", reference] => {
@@ -266,16 +271,21 @@ fn parse_target(rest: &str, parameters: Parameters) -> Result<Target, RequestErr
     }
 }
 
+/// Each segment decoded by itself; the slashes between them are those of the wire.
+fn decode_path(path: &str) -> Result<Cow<'_, str>, RequestError> {
+    if path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%') {
+        return Ok(Cow::Borrowed(path));
+    }
+    let segments = path.split('/').map(decode_segment).collect::<Result<Vec<_>, _>>()?;
+    Ok(Cow::Owned(segments.join("/")))
+}
+
 fn decode_segment(segment: &str) -> Result<Cow<'_, str>, RequestError> {
     let decoded = decode(segment).ok_or(RequestError::PathInvalid { reason: "broken percent-encoding" })?;
     if decoded.chars().any(|c| c == '/' || c.is_control()) {
         return Err(RequestError::PathInvalid { reason: "an encoded slash or control character" });
     }
     Ok(decoded)
-}
-
-fn repository(name: &[&str]) -> Result<Repository, RequestError> {
-    name.join("/").parse().map_err(RequestError::NameInvalid)
 }
 
 fn digest(address: &str) -> Result<Digest, RequestError> {

@@ -60,6 +60,8 @@ impl StoredManifest {
 impl Puller {
     /// The manifest of a tag or digest.
     ///
+    /// Whatever asks an upstream is boxed: hyper moves the future of every request, so that of a hit is to be small.
+    ///
     /// # Errors
     /// Why it cannot be had; nothing unverified is ever in an answer.
     pub async fn manifest(
@@ -90,7 +92,7 @@ impl Puller {
         let proven = if visible {
             true
         } else if self.store().contains(digest).await {
-            self.manifest_head(route, digest, Purpose::Pull).await?;
+            Box::pin(self.manifest_head(route, digest, Purpose::Pull)).await?;
             true
         } else {
             false
@@ -100,7 +102,7 @@ impl Puller {
             return Ok(manifest.answer(Freshness::of(served)));
         }
         if want == Want::Head {
-            let head = self.manifest_head(route, digest, Purpose::Pull).await?;
+            let head = Box::pin(self.manifest_head(route, digest, Purpose::Pull)).await?;
             if let (Some(size), Some(media_type)) = (head.size, head.media_type) {
                 let freshness = Freshness::of(Served::Miss);
                 let media_type = media_type.into();
@@ -108,7 +110,7 @@ impl Puller {
             }
             // An upstream whose HEAD says too little.
         }
-        self.fetch_manifest(route, &Reference::Digest(*digest)).await
+        Box::pin(self.fetch_manifest(route, &Reference::Digest(*digest))).await
     }
 
     /// What the store has under this digest, if it is a manifest at all.

@@ -1,6 +1,6 @@
 //! What pulling counts.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
@@ -12,6 +12,9 @@ use crate::telemetry::{self, counter, counters, gauge};
 #[derive(Debug)]
 pub struct Metrics {
     answers: IntCounterVec,
+    // Found once: a look-up by labels hashes them and takes a lock that all workers share.
+    manifest_hits: OnceLock<IntCounter>,
+    blob_hits: OnceLock<IntCounter>,
     fills: IntCounterVec,
     passages: IntCounterVec,
     pub(super) refetches: IntCounter,
@@ -29,6 +32,8 @@ impl Metrics {
                 "Answers by what was asked for and how the answer came about.",
                 &["kind", "served"],
             ),
+            manifest_hits: OnceLock::new(),
+            blob_hits: OnceLock::new(),
             fills: counters(metrics, "fills_total", "Fills that ended, by outcome.", &["outcome"]),
             passages: counters(
                 metrics,
@@ -47,14 +52,20 @@ impl Metrics {
     }
 
     pub(super) fn count_answer(&self, kind: &str, served: Served) {
+        let find = |served| self.answers.with_label_values(&[kind, served]);
         let served = match served {
+            // The usual answers.
+            Served::Hit if kind == "manifest" => {
+                return self.manifest_hits.get_or_init(|| find("hit")).inc();
+            }
+            Served::Hit if kind == "blob" => return self.blob_hits.get_or_init(|| find("hit")).inc(),
             Served::Hit => "hit",
             Served::Revalidated => "revalidated",
             Served::Stale => "stale",
             Served::Miss => "miss",
             Served::Collapsed => "collapsed",
         };
-        self.answers.with_label_values(&[kind, served]).inc();
+        find(served).inc();
     }
 
     pub(super) fn count_passage(&self, error: &store::Error) {

@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
+use quick_cache::sync::Cache as HotCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use blobs::{BlobAnswer, BlobHead};
@@ -56,7 +57,7 @@ use referrers::FetchedReferrers;
 /// "There is no such thing" is remembered for this many things at most.
 const NEGATIVES: u64 = 10_000;
 /// Media types of recently used manifests; saves parsing a hot manifest on every hit.
-const MEDIA_TYPES: u64 = 100_000;
+const MEDIA_TYPES: usize = 100_000;
 
 /// How an answer came about, for `Cache-Status` (RFC 9211) and the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +118,8 @@ struct Inner {
     referrers_fetches: Coalesce<String, Result<FetchedReferrers, Error>>,
     // moka: bounded, and entries expire by themselves.
     negatives: Cache<String, ErrorCode>,
-    media_types: Cache<Digest, &'static str>,
+    // Nothing in it expires, and every hit on a manifest asks it.
+    media_types: HotCache<Digest, &'static str>,
     metrics: Metrics,
 }
 
@@ -146,7 +148,7 @@ impl Puller {
             list_fetches: Coalesce::new("list", tasks),
             referrers_fetches: Coalesce::new("referrers", tasks),
             negatives: Cache::builder().max_capacity(NEGATIVES).time_to_live(tag_config.negative_ttl).build(),
-            media_types: Cache::new(MEDIA_TYPES),
+            media_types: HotCache::new(MEDIA_TYPES),
             keeps_any: tag_config.keeps_any(),
             tag_config,
             fill_config,

@@ -56,7 +56,7 @@ impl Puller {
     ) -> Result<ManifestAnswer, Error> {
         let upstream = route.upstream.name.as_str();
         let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
-            return self.unknown_tag(route, tag, want).await;
+            return Box::pin(self.unknown_tag(route, tag, want)).await;
         };
         let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
         match judge(&policy, self.0.clock.now().since(record.checked_at)) {
@@ -66,7 +66,7 @@ impl Puller {
                     // The upstream has dropped the manifest: the tag must have moved.
                     Err(Error::Unknown(_)) => {
                         self.store().metadata().remove_tag(upstream, &route.repository, tag);
-                        self.unknown_tag(route, tag, want).await
+                        Box::pin(self.unknown_tag(route, tag, want)).await
                     }
                     answer => answer,
                 }
@@ -77,7 +77,7 @@ impl Puller {
             }
             Verdict::OrOnError(left) => {
                 let patience = self.0.tag_config.revalidate_timeout;
-                match tokio::time::timeout(patience, self.check_tag(route, tag)).await {
+                match Box::pin(tokio::time::timeout(patience, self.check_tag(route, tag))).await {
                     Ok(Ok(current)) => {
                         self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
                     }
@@ -88,7 +88,7 @@ impl Puller {
                 }
             }
             Verdict::Expired => {
-                let current = self.check_tag(route, tag).await?;
+                let current = Box::pin(self.check_tag(route, tag)).await?;
                 self.manifest_of_record(route, &current, want, Served::Revalidated, None).await
             }
         }

@@ -186,9 +186,24 @@ pub(super) fn normal_name(text: &str) -> String {
     }
 }
 
+/// Whether [`normal_name`] would change nothing; `false` where that is not plain to see.
+pub(super) fn is_normal_name(text: &str) -> bool {
+    !text.bytes().any(|byte| byte.is_ascii_uppercase()) && !text.ends_with('.') && !text.contains(".:")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_is_plainly_normal_is_left_as_it_is() {
+        for name in
+            ["quay.io", "localhost:5050", "[::1]:5050", "QUAY.io", "quay.io.", "quay.io.:5000", "", ":", "."]
+        {
+            assert!(!is_normal_name(name) || normal_name(name) == name, "{name}");
+        }
+        assert!(is_normal_name("quay.io") && is_normal_name("127.0.0.1:5050"));
+    }
 
     fn repository(text: &str) -> Repository {
         text.parse().unwrap()

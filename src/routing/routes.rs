@@ -11,7 +11,7 @@ use crate::oci::{NodeId, Repository, Via};
 
 use super::builtin::DOCKER_HUB;
 use super::config::RoutingConfig;
-use super::endpoint::{Upstream, normal_name};
+use super::endpoint::{Upstream, is_normal_name, normal_name};
 
 /// The upstream table, ready for lookups.
 #[derive(Debug)]
@@ -116,8 +116,8 @@ impl Routes {
         if let Some(upstream) = host.and_then(|host| self.by_host(host)) {
             return Ok(self.behind(upstream, repository));
         }
-        if let Some((first, rest)) = repository.strip_first()
-            && let Some(entry) = self.by_name.get(first)
+        if let Some(entry) = self.first_component(repository)
+            && let Some((_, rest)) = repository.strip_first()
         {
             return Ok(route(&entry.upstream, rest));
         }
@@ -141,8 +141,18 @@ impl Routes {
     }
 
     fn named(&self, name: &str) -> Option<&Entry> {
-        // Nearly every name arrives in its normal form already.
-        self.by_name.get(name).or_else(|| self.by_name.get(normal_name(name).as_str()))
+        // Nearly every name arrives in its normal form already, and nearly every `Host` names nobody.
+        let found = self.by_name.get(name);
+        if found.is_some() || is_normal_name(name) {
+            found
+        } else {
+            self.by_name.get(normal_name(name).as_str())
+        }
+    }
+
+    /// What the first component of the repository names, before anything is taken off.
+    fn first_component(&self, repository: &Repository) -> Option<&Entry> {
+        self.by_name.get(repository.components().next()?)
     }
 
     /// The whole header names an upstream, or its host without the port is an alias. A *name* never matches
@@ -157,10 +167,9 @@ impl Routes {
 
     /// The upstream is known already; a prefix that names it once more (BuildKit sends both) is taken off.
     fn behind(&self, upstream: &Arc<Upstream>, repository: &Repository) -> Route {
-        let named_again = repository.strip_first().filter(|(first, _)| {
-            self.by_name.get(*first).is_some_and(|entry| Arc::ptr_eq(&entry.upstream, upstream))
-        });
-        match named_again {
+        let named_again =
+            self.first_component(repository).filter(|entry| Arc::ptr_eq(&entry.upstream, upstream));
+        match named_again.and_then(|_| repository.strip_first()) {
             Some((_, rest)) => route(upstream, rest),
             None => route(upstream, repository.clone()),
         }

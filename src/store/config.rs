@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::eviction::Algorithm;
 use crate::runtime::{Bytes, Percent, Section, Setting, keyword_setting};
 
 /// So many bytes, or a share of a file system.
@@ -40,26 +41,13 @@ impl Setting for Amount {
     }
 }
 
-/// Which blob is evicted first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Eviction {
-    /// The one that is worth least: seldom used, cheap to fetch again, large.
-    Worth,
-    /// One queue, and a mark for what was used.
-    Sieve,
-    /// Three queues: what is seen once leaves early.
-    S3Fifo,
-    /// The one that was not used for the longest time.
-    Lru,
-}
-
 keyword_setting!(
-    Eviction,
+    Algorithm,
     "\"worth\", \"sieve\", \"s3-fifo\" or \"lru\"",
-    "worth" => Eviction::Worth,
-    "sieve" => Eviction::Sieve,
-    "s3-fifo" => Eviction::S3Fifo,
-    "lru" => Eviction::Lru,
+    "worth" => Algorithm::Worth,
+    "sieve" => Algorithm::Sieve,
+    "s3-fifo" => Algorithm::S3Fifo,
+    "lru" => Algorithm::Lru,
 );
 
 /// One directory of the cache and its budget.
@@ -76,7 +64,7 @@ pub struct DiskConfig {
     /// Down to this share.
     pub low_watermark: Percent,
     /// Which.
-    pub eviction: Eviction,
+    pub eviction: Algorithm,
 }
 
 impl DiskConfig {
@@ -88,7 +76,7 @@ impl DiskConfig {
             reserve: Amount::Share(Percent::new(5)),
             high_watermark: Percent::new(95),
             low_watermark: Percent::new(90),
-            eviction: Eviction::Worth,
+            eviction: Algorithm::Worth,
         }
     }
 }

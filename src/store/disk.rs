@@ -37,6 +37,8 @@ use crate::runtime::{Clock, Tasks};
 const OPEN_BLOBS: usize = 512;
 /// How many blobs are looked at for one that is idle, when a file is to be closed.
 const CLOSE_TRIES: usize = 8;
+/// How often the policy is asked for one victim: a thousand blobs in use may stand before it.
+const EVICTION_CALLS: usize = 8;
 /// The journal of a blob in flight: a block for each of its two slots, and some for many ranges.
 const JOURNAL: u64 = 16 << 10;
 /// What a blob of unknown size reserves at a time.
@@ -533,7 +535,9 @@ impl Disk {
             let mut open = self.lock_open();
             let in_use = |digest: &Digest| open.peek(digest).is_some_and(|blob| Arc::strong_count(blob) > 1);
             let may_go = |digest: &Digest| !in_use(digest) && !self.images.is_kept(digest);
-            let victim = index.evict(self.seconds(), may_go)?;
+            let now = self.seconds();
+            // A call gives up after so many that may not go, and the next one goes on behind them.
+            let victim = (0..EVICTION_CALLS).find_map(|_| index.evict(now, may_go))?;
             open.pop(&victim.0);
             victim
         };

@@ -9,11 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::eviction::{Class, History, Object, Policy, Slot};
+use super::eviction::{Class, History, METADATA_BYTES, Object, Policy, Slot};
 use crate::oci::Digest;
-
-/// Larger ones count as layers.
-const LARGEST_METADATA: u64 = 64 << 10;
 
 /// Where nothing is known of what it takes to fetch a blob again: a round trip, and 10 MB/s.
 const LATENCY: f32 = 0.1;
@@ -259,7 +256,7 @@ impl Entry {
         Object {
             key: self.digest.prefix(),
             bytes: self.charge,
-            class: if self.size <= LARGEST_METADATA { Class::Metadata } else { Class::Layer },
+            class: if self.size <= METADATA_BYTES { Class::Metadata } else { Class::Layer },
             cost: if self.cost.is_nan() { guess() } else { self.cost },
             dependents: self.dependents,
         }

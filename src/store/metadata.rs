@@ -7,11 +7,14 @@
 //! of metadata: a lost row is asked for upstream again.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use equivalent::Equivalent;
 use moka::sync::Cache;
+use quick_cache::sync::Cache as HotCache;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, TableHandle};
 use serde::de::DeserializeOwned;
@@ -30,7 +33,7 @@ const LISTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("lists");
 const REFERRERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("referrers");
 
 /// Rows kept in memory per table; a row takes a few hundred bytes.
-const CACHED_ROWS: u64 = 100_000;
+const CACHED_ROWS: usize = 100_000;
 /// Lists are large, and only needed when the upstream is down: 16 MiB of them in memory.
 const CACHED_LIST_BYTES: u64 = 16 << 20;
 /// Writes that may wait for a commit. Beyond that they stay in memory only.
@@ -96,10 +99,11 @@ type Write = (TableDefinition<'static, &'static str, &'static [u8]>, String, Opt
 pub struct Metadata {
     database: Arc<Database>,
     writes: mpsc::Sender<Write>,
-    // moka: bounded, concurrent, and what falls out is still in the file.
+    // Bounded and concurrent, and what falls out is still in the file. These two are asked by every hit.
     // `None` is a tag that was removed and whose row may not be gone from the file yet.
-    tags: Cache<String, Option<Arc<TagRecord>>>,
-    visible: Cache<String, Timestamp>,
+    tags: Arc<HotCache<OwnTagKey, Option<Arc<TagRecord>>>>,
+    visible: Arc<HotCache<OwnVisibilityKey, Timestamp>>,
+    // moka weighs and counts in the background.
     lists: Cache<String, Arc<ListRecord>>,
     referrers: Cache<String, Arc<ReferrersRecord>>,
     metrics: Arc<Metrics>,
@@ -128,8 +132,8 @@ impl Metadata {
         Ok(Self {
             database,
             writes,
-            tags: Cache::new(CACHED_ROWS),
-            visible: Cache::new(CACHED_ROWS),
+            tags: Arc::new(HotCache::new(CACHED_ROWS)),
+            visible: Arc::new(HotCache::new(CACHED_ROWS)),
             lists: Cache::builder()
                 .max_capacity(CACHED_LIST_BYTES)
                 .weigher(|_: &String, list: &Arc<ListRecord>| {
@@ -151,13 +155,14 @@ impl Metadata {
 
     /// What is known of a tag.
     pub async fn tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
-        let key = key(&[upstream, repository.as_str(), tag.as_str()]);
+        let key = TagKey { upstream, repository: repository.as_str(), tag: tag.as_str() };
         if let Some(record) = self.tags.get(&key) {
             return record;
         }
-        let record = Arc::new(self.read::<TagRecord>(TAGS, key.clone()).await?);
+        let record = Arc::new(self.read::<TagRecord>(TAGS, key.row()).await?);
         // What was noted while the file was read is newer than what it says.
-        self.tags.entry(key).or_insert_with(|| Some(record)).into_value()
+        let known = self.tags.get_or_insert_with(&key.own(), || Ok::<_, Infallible>(Some(record)));
+        known.unwrap_or_else(|never| match never {})
     }
 
     /// Notes what a tag stands for, unless something newer is known: a slow answer must not take a
@@ -170,31 +175,31 @@ impl Metadata {
         record: TagRecord,
         now: Timestamp,
     ) {
-        let key = key(&[upstream, repository.as_str(), tag.as_str()]);
+        let key = TagKey { upstream, repository: repository.as_str(), tag: tag.as_str() };
         let known = self.tags.get(&key).flatten();
         if known.is_some_and(|known| record.checked_at < known.checked_at && known.checked_at <= now) {
             return;
         }
-        self.write(TAGS, &key, Some(&record));
-        self.tags.insert(key, Some(Arc::new(record)));
+        self.write(TAGS, &key.row(), Some(&record));
+        self.tags.insert(key.own(), Some(Arc::new(record)));
     }
 
     /// Forgets a tag that is gone upstream.
     pub fn remove_tag(&self, upstream: &str, repository: &Repository, tag: &Tag) {
-        let key = key(&[upstream, repository.as_str(), tag.as_str()]);
-        self.write::<TagRecord>(TAGS, &key, None);
-        self.tags.insert(key, None);
+        let key = TagKey { upstream, repository: repository.as_str(), tag: tag.as_str() };
+        self.write::<TagRecord>(TAGS, &key.row(), None);
+        self.tags.insert(key.own(), None);
     }
 
     /// Whether the upstream has ever answered for this digest within this scope.
     pub async fn is_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest) -> bool {
-        let key = visibility_key(upstream, scope, digest);
+        let key = VisibilityKey { upstream, scope: scope.as_str(), digest };
         if self.visible.get(&key).is_some() {
             return true;
         }
-        match self.read::<Timestamp>(VISIBILITY, key.clone()).await {
+        match self.read::<Timestamp>(VISIBILITY, key.row()).await {
             Some(proven_at) => {
-                self.visible.insert(key, proven_at);
+                self.visible.insert(key.own(), proven_at);
                 true
             }
             None => false,
@@ -203,10 +208,10 @@ impl Metadata {
 
     /// Notes that the upstream has answered for this digest within this scope.
     pub fn set_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest, now: Timestamp) {
-        let key = visibility_key(upstream, scope, digest);
-        if !self.visible.contains_key(&key) {
-            self.write(VISIBILITY, &key, Some(&now));
-            self.visible.insert(key, now);
+        let key = VisibilityKey { upstream, scope: scope.as_str(), digest };
+        if self.visible.get(&key).is_none() {
+            self.write(VISIBILITY, &key.row(), Some(&now));
+            self.visible.insert(key.own(), now);
         }
     }
 
@@ -317,12 +322,78 @@ fn key(parts: &[&str]) -> String {
     parts.join("\0")
 }
 
-fn visibility_key(upstream: &str, scope: Scope<'_>, digest: &Digest) -> String {
-    let scope = match scope {
-        Scope::Repository(repository) => repository.as_str(),
-        Scope::Upstream => "*",
-    };
-    key(&[upstream, scope, &digest.to_string()])
+/// A tag, as it is looked up: without copying anything.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct TagKey<'a> {
+    upstream: &'a str,
+    repository: &'a str,
+    tag: &'a str,
+}
+
+/// The same, as it is kept. Texts hash like what they are borrowed as.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OwnTagKey {
+    upstream: Arc<str>,
+    repository: Arc<str>,
+    tag: Arc<str>,
+}
+
+impl TagKey<'_> {
+    fn row(&self) -> String {
+        key(&[self.upstream, self.repository, self.tag])
+    }
+
+    fn own(&self) -> OwnTagKey {
+        OwnTagKey { upstream: self.upstream.into(), repository: self.repository.into(), tag: self.tag.into() }
+    }
+}
+
+impl Equivalent<OwnTagKey> for TagKey<'_> {
+    fn equivalent(&self, own: &OwnTagKey) -> bool {
+        *self.tag == *own.tag && *self.repository == *own.repository && *self.upstream == *own.upstream
+    }
+}
+
+/// A digest within a scope, as it is looked up.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct VisibilityKey<'a> {
+    upstream: &'a str,
+    scope: &'a str,
+    digest: &'a Digest,
+}
+
+/// The same, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OwnVisibilityKey {
+    upstream: Arc<str>,
+    scope: Arc<str>,
+    digest: Digest,
+}
+
+impl VisibilityKey<'_> {
+    fn row(&self) -> String {
+        key(&[self.upstream, self.scope, &self.digest.to_string()])
+    }
+
+    fn own(&self) -> OwnVisibilityKey {
+        OwnVisibilityKey { upstream: self.upstream.into(), scope: self.scope.into(), digest: *self.digest }
+    }
+}
+
+impl Equivalent<OwnVisibilityKey> for VisibilityKey<'_> {
+    fn equivalent(&self, own: &OwnVisibilityKey) -> bool {
+        *self.digest == own.digest && *self.scope == *own.scope && *self.upstream == *own.upstream
+    }
+}
+
+impl Scope<'_> {
+    /// No repository is called `*`.
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Repository(repository) => repository.as_str(),
+            Self::Upstream => "*",
+        }
+    }
 }
 
 fn is_damage(kind: io::ErrorKind) -> bool {
@@ -398,4 +469,39 @@ fn commit(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     }
     transaction.commit()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+    use std::hash::BuildHasher as _;
+
+    #[test]
+    fn what_is_looked_up_is_found_as_it_is_kept() {
+        let hasher = std::hash::RandomState::new();
+        let tag = TagKey { upstream: "docker.io", repository: "library/nginx", tag: "latest" };
+        assert!(tag.equivalent(&tag.own()));
+        assert_eq!(hasher.hash_one(&tag), hasher.hash_one(tag.own()));
+        for other in [
+            TagKey { upstream: "quay.io", ..tag },
+            TagKey { repository: "library/nginx2", ..tag },
+            TagKey { tag: "1", ..tag },
+            // The same letters, cut elsewhere.
+            TagKey { repository: "library/nginxl", tag: "atest", ..tag },
+        ] {
+            assert!(!other.equivalent(&tag.own()), "{other:?}");
+        }
+        let (one, two) = (Digest::of(Algorithm::Sha256, b"1"), Digest::of(Algorithm::Sha256, b"2"));
+        let right = VisibilityKey { upstream: "docker.io", scope: "*", digest: &one };
+        assert!(right.equivalent(&right.own()));
+        assert_eq!(hasher.hash_one(&right), hasher.hash_one(right.own()));
+        for other in [
+            VisibilityKey { upstream: "quay.io", ..right },
+            VisibilityKey { scope: "library/nginx", ..right },
+            VisibilityKey { digest: &two, ..right },
+        ] {
+            assert!(!other.equivalent(&right.own()), "{other:?}");
+        }
+    }
 }

@@ -51,7 +51,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-pub use config::{Amount, DiskConfig, Eviction, StoreConfig};
+pub use config::{Amount, DiskConfig, StoreConfig};
 pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
 pub use partial::{Arrived, Partial, PartialFile, Piece, Salvage, SealError};
 use partial::{BLOCK, PIECE_BLOCK};
@@ -360,7 +360,7 @@ impl Store {
         }
         match read_whole(&blob).await {
             Ok(bytes) => {
-                self.remember(*digest, bytes.clone());
+                self.remember(*digest, &bytes);
                 Some(Content::Memory(bytes))
             }
             Err(error) => {
@@ -422,7 +422,7 @@ impl Store {
     /// The disk's error, or that there is no room; the memory tier has the object all the same.
     pub async fn put(&self, verified: Verified, cost: Duration) -> Result<(), Error> {
         let digest = verified.digest();
-        self.remember(digest, verified.bytes().clone());
+        self.remember(digest, verified.bytes());
         if self.contains(&digest).await {
             return Ok(());
         }
@@ -564,7 +564,7 @@ impl Store {
         }
     }
 
-    fn remember(&self, digest: Digest, bytes: Bytes) {
+    fn remember(&self, digest: Digest, bytes: &Bytes) {
         self.0.memory.insert(digest, bytes);
         self.0.metrics.memory_bytes.set(gauge_value(self.0.memory.usage() as u64));
     }

@@ -400,11 +400,7 @@ async fn a_kept_image_is_not_evicted_also_after_a_restart() {
         fixture = fixture.reopen().await;
     }
     fixture.store.keep_image("image", HashSet::new());
-    for seed in 300..330 {
-        let (bytes, digest) = noise(seed, 3 << 20);
-        try_fill(&fixture.store, digest, &bytes).await.unwrap();
-    }
-    assert!(!fixture.store.contains(&kept).await);
+    assert!(fixture.store.kept_by(&kept).is_empty());
 }
 
 #[tokio::test]
@@ -435,7 +431,10 @@ async fn a_directory_that_is_deleted_is_made_again_and_used_again() {
     let fixture = small();
     let (bytes, digest) = noise(1, 1 << 20);
     try_fill(&fixture.store, digest, &bytes).await.unwrap();
-    fs::remove_dir_all(fixture.directory.path()).unwrap();
+    // The catalogue may be written into the directory while it is being removed.
+    while fixture.directory.path().exists() {
+        let _ = fs::remove_dir_all(fixture.directory.path());
+    }
     let (_, other) = noise(2, 1);
     assert!(fixture.store.partial(other, UPSTREAM).await.is_err());
     assert_eq!(fixture.store.degraded().len(), 1);

@@ -99,7 +99,7 @@ async fn one_connection_carries_a_whole_pull_at_once() {
             assert_eq!(sha256(&read(&mut response.into_body()).await.unwrap()), *digest);
         }
     }
-    assert!(edge.log().contains("protocol=HTTP/2.0"));
+    until("it is logged", async || edge.log().contains("protocol=HTTP/2.0")).await;
     assert_eq!(edge.metric("clawhub_edge_http_connections").await, 2, "one, and that of the metrics");
 }
 

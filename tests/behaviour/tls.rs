@@ -179,6 +179,7 @@ async fn a_pair_that_does_not_fit_leaves_the_old_one_in_use_and_is_reported_once
         stream.get_ref().1.peer_certificates().unwrap()[0].clone()
     };
     assert_eq!(shown().await, old.der());
+    until("it is logged", async || edge.log().contains("cannot be used")).await;
     assert_eq!((metric(failed).await.as_str(), edge.log().matches("cannot be used").count()), ("1", 1));
     fs::write(directory.path().join("edge.key"), &new.key).unwrap();
     edge.hang_up();

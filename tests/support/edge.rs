@@ -317,6 +317,11 @@ impl Edge {
         found.iter().filter_map(|path| name(path)).collect()
     }
 
+    /// The cache directory.
+    pub fn cache(&self) -> &Path {
+        &self.prepared.cache
+    }
+
     /// Whether the digest is sealed in the cache.
     pub fn has_blob(&self, digest: &str) -> bool {
         self.blob_path(digest).exists()

@@ -1,0 +1,81 @@
+//! ClawHub Edge beside its peers, on one machine, in one go.
+//!
+//! `cargo bench --bench compare` (or `benches/compare/run`) runs every scenario and writes `benches/RESULTS.md` with its
+//! plots. Options: `--only hits,manifests,…`, `--runs N` (5), `--json`, `--quick`, `--copy`, `--edge PATH`,
+//! `--out DIRECTORY`. Nothing else should run meanwhile.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::format_push_string,
+    reason = "a report of figures far below the limits of an f64"
+)]
+
+mod bench;
+mod cell;
+mod children;
+mod hits;
+mod load;
+mod manifests;
+mod options;
+mod origin;
+mod plot;
+mod report;
+mod stats;
+mod subject;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use bench::Bench;
+use children::Ground;
+use options::Options;
+use report::{Scenario, Section};
+use subject::Kind;
+
+fn main() -> ExitCode {
+    match children::role().as_deref() {
+        Some("origin") => return origin::run(),
+        Some("keeper") => return children::keep(),
+        Some(role) => panic!("no role of this program: {role}"),
+        None => {}
+    }
+    let options = Options::parse();
+    if let Err(message) = subject::require(&[Kind::Nginx, Kind::Varnish, Kind::Registry]) {
+        eprintln!("{message}");
+        return ExitCode::FAILURE;
+    }
+    let bench = Bench { options, ground: Ground::new() };
+    let mut sections = Vec::new();
+    for scenario in Scenario::ALL.into_iter().filter(|scenario| bench.options.wants(*scenario)) {
+        sections.push((scenario, run(&bench, scenario)));
+    }
+    for (_, section) in &sections {
+        eprintln!("\n## {}\n\n{}", section.title, section.markdown);
+    }
+    if bench.options.json {
+        let figures = sections.iter().map(|(scenario, section)| (scenario.name(), section.figures.clone()));
+        println!("{}", serde_json::Value::from_iter(figures));
+    }
+    if !bench.options.quick
+        && let Err(error) = report::write(&bench.options, &sections)
+    {
+        eprintln!("the results cannot be written: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(bench: &Bench, scenario: Scenario) -> Section {
+    match scenario {
+        Scenario::Hits => hits::run(bench),
+        Scenario::Manifests => manifests::run(bench),
+        _ => panic!("{scenario:?} is not there"),
+    }
+}
