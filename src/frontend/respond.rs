@@ -121,6 +121,18 @@ impl From<&pull::Error> for Refusal {
                 ErrorCode::Unavailable,
                 "the cache's disk failed",
             ),
+            pull::Error::PassedBy => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                "the cache has no room, and the wanted bytes have passed by; ask again",
+            )
+            .retry(DEFAULT_RETRY_AFTER),
+            pull::Error::Unverifiable => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                "the cache has no room to verify this range; ask for the whole blob, or for one range of at most 2 MiB",
+            )
+            .retry(DEFAULT_RETRY_AFTER),
             pull::Error::Abandoned => unavailable("the fetch was stopped; ask again"),
             pull::Error::Internal => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "an internal error")

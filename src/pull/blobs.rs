@@ -6,6 +6,8 @@ use bytes::Bytes;
 
 use super::flight::{TAIL, WHOLE};
 use super::reader::{Reader, Source};
+use super::refetch::Errand;
+use super::window::CAPACITY;
 use super::{Error, Freshness, Puller, Served, fill};
 use crate::oci::{ByteRange, Digest, RangeRequest, Resolved};
 use crate::routing::Route;
@@ -27,6 +29,8 @@ pub struct BlobAnswer {
     source: Source,
     size: Option<u64>,
     puller: Puller,
+    /// How to fetch it once more, should the flight not keep it.
+    errand: Option<Errand>,
     /// How fresh it is.
     pub freshness: Freshness,
 }
@@ -45,13 +49,23 @@ impl BlobAnswer {
         if let Some(size) = self.size {
             return Ok(size);
         }
-        self.sealed().await?;
+        match (self.sealed().await, &mut self.source) {
+            (Err(Error::PassedBy), Source::Flight(follower)) => {
+                let wait = self.puller.fill_config().wait_timeout;
+                let size = tokio::time::timeout(wait, follower.size()).await;
+                self.size = Some(size.unwrap_or(Err(Error::Deadline(wait)))?);
+            }
+            (sealed, _) => sealed?,
+        }
+        if let (Some(errand), size) = (&mut self.errand, self.size) {
+            errand.size = size;
+        }
         self.size.ok_or(Error::Internal)
     }
 
     /// Everything, from the first byte.
     pub fn whole(self) -> Reader {
-        Reader::whole(self.source, self.size, self.puller)
+        Reader::whole(self.source, self.size, self.puller, self.errand)
     }
 
     /// Some parts, one after the other; at least one. They are read once the digest is known where the
@@ -61,9 +75,31 @@ impl BlobAnswer {
     /// Why the blob could not be completed, where that had to be waited for.
     pub async fn ranges(mut self, ranges: Vec<ByteRange>) -> Result<Reader, Error> {
         if self.size.is_none_or(|size| self.puller.is_verified_first(size)) {
-            self.sealed().await?;
+            match self.sealed().await {
+                Err(Error::PassedBy) => self.verified_first(&ranges).await?,
+                sealed => sealed?,
+            }
         }
-        Ok(Reader::of(self.source, ranges, self.puller))
+        Ok(Reader::of(self.source, ranges, self.puller, self.errand))
+    }
+
+    /// The ranges are to be verified before they are answered, and the flight keeps nothing: they are fetched with all
+    /// the rest, and held in memory.
+    async fn verified_first(&mut self, ranges: &[ByteRange]) -> Result<(), Error> {
+        let Some(errand) = &mut self.errand else { return Err(Error::Internal) };
+        (errand.size, errand.is_verified_first) = (self.size, true);
+        let wait = self.puller.fill_config().wait_timeout;
+        let small = tokio::time::timeout(wait, errand.fetch_small()).await;
+        if let Some(whole) = small.unwrap_or(Err(Error::Deadline(wait)))? {
+            self.source = Source::Memory(whole);
+            return Ok(());
+        }
+        let [range] = ranges else { return Err(Error::Unverifiable) };
+        if self.size.is_none_or(|size| range.end < size) && range.len() > CAPACITY as u64 {
+            return Err(Error::Unverifiable);
+        }
+        self.source = Source::Refetch(Box::new(errand.fetch(range.start, Some(range.end))));
+        Ok(())
     }
 
     async fn sealed(&mut self) -> Result<(), Error> {
@@ -118,6 +154,7 @@ impl Puller {
             size: Some(content.size()),
             source: content.into(),
             puller: self.clone(),
+            errand: None,
             freshness: Freshness { served, age, ttl: None },
         }
     }
@@ -175,10 +212,18 @@ impl Puller {
                     }
                     let served = if joined { Served::Collapsed } else { Served::Miss };
                     let source = Source::Flight(follower);
+                    let errand = Errand {
+                        puller: self.clone(),
+                        route: route.clone(),
+                        digest: *digest,
+                        size,
+                        is_verified_first: false,
+                    };
                     return Ok(BlobAnswer {
                         source,
                         size,
                         puller: self.clone(),
+                        errand: Some(errand),
                         freshness: Freshness::of(served),
                     });
                 }

@@ -33,6 +33,12 @@ pub enum Error {
     /// The wanted bytes did not arrive in time; the fill goes on.
     #[error("the wanted bytes did not arrive within {0:?}; the fill goes on")]
     Deadline(Duration),
+    /// No disk takes the blob, and the wanted bytes have passed by: they have to be fetched once more.
+    #[error("the wanted bytes have passed by, and the cache has no room for them")]
+    PassedBy,
+    /// A range is to be verified before it is answered, and there is no room for the blob anywhere.
+    #[error("no room for the blob, so that the range cannot be verified")]
+    Unverifiable,
     /// Nobody waited for the fill any more, and it was stopped.
     #[error("the fill was stopped because nobody waited for it")]
     Abandoned,
@@ -74,9 +80,13 @@ impl Error {
                     | upstream::Error::NotARegistry { .. }
                     | upstream::Error::Refused { .. }
             ),
-            Self::Unknown(_) | Self::Manifest(_) | Self::Deadline(_) | Self::Abandoned | Self::Internal => {
-                false
-            }
+            Self::Unknown(_)
+            | Self::Manifest(_)
+            | Self::Deadline(_)
+            | Self::PassedBy
+            | Self::Unverifiable
+            | Self::Abandoned
+            | Self::Internal => false,
         }
     }
 }

@@ -20,12 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::OnAbandon;
 use super::flight::{Flight, Phase, WHOLE};
+use super::passage::{self, Passage};
 use super::piece::{PieceError, PieceJob};
 use super::schedule::{Fetch, Speed, next_fetch};
 use super::{Error, Puller};
-use crate::oci::{ByteRange, Digest};
+use crate::oci::{ByteRange, Digest, Hasher};
 use crate::routing::Route;
-use crate::store::{Blob, Partial, RangeSet};
+use crate::store::{self, Blob, Partial, RangeSet, Salvage, SealError};
 use crate::upstream::{self, Download, Purpose};
 
 /// How long less than a block may wait for more before it is written. Long enough to gather a
@@ -62,9 +63,10 @@ pub(super) async fn run(
     let outcome = fill(&puller, &flight, &route, &digest, proven).await;
     puller.metrics().count_fill(&outcome);
     match &outcome {
-        Ok(blob) => {
+        Ok(Some(blob)) => {
             tracing::debug!(%digest, upstream = %route.upstream.name, size_bytes = blob.size(), "sealed");
         }
+        Ok(None) => tracing::debug!(%digest, upstream = %route.upstream.name, "passed through"),
         Err(Error::Unknown(_) | Error::Abandoned) => {
             tracing::debug!(%digest, upstream = %route.upstream.name, "fill ended without a blob");
         }
@@ -84,11 +86,11 @@ pub(super) async fn run(
 struct Landing<'a> {
     puller: &'a Puller,
     flight: &'a Arc<Flight>,
-    outcome: Option<Result<Arc<Blob>, Error>>,
+    outcome: Option<Result<Option<Arc<Blob>>, Error>>,
 }
 
 impl Landing<'_> {
-    fn land(mut self, outcome: Result<Arc<Blob>, Error>) {
+    fn land(mut self, outcome: Result<Option<Arc<Blob>>, Error>) {
         self.outcome = Some(outcome);
     }
 }
@@ -97,11 +99,17 @@ impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.puller.metrics().flights.dec();
         let phase = match self.outcome.take().unwrap_or(Err(Error::Internal)) {
-            Ok(blob) => Phase::Sealed(blob),
-            Err(error) => Phase::Failed(error),
+            Ok(Some(blob)) => Some(Phase::Sealed(blob)),
+            // Who still reads has been told what passes, or fetches for himself.
+            Ok(None) => None,
+            Err(error) => Some(Phase::Failed(error)),
         };
         self.puller.flights().end(self.flight);
-        self.flight.publish(|progress| progress.phase = phase);
+        self.flight.publish(|progress| {
+            if let Some(phase) = phase {
+                progress.phase = phase;
+            }
+        });
     }
 }
 
@@ -111,16 +119,35 @@ async fn fill(
     route: &Route,
     digest: &Digest,
     proven: Option<u64>,
-) -> Result<Arc<Blob>, Error> {
+) -> Result<Option<Arc<Blob>>, Error> {
     let turn = turn(puller, flight, route).await?;
     if puller.store().contains(digest).await {
         // An earlier flight landed between this one's look at the store and its start.
         puller.prove_blob(route, digest, Purpose::Pull).await?;
         if let Some(blob) = puller.store().blob(digest).await {
-            return Ok(blob);
+            return Ok(Some(blob));
         }
     }
-    let partial = puller.store().partial(*digest, route.upstream.name.as_str()).await?;
+    let partial = match puller.store().partial(*digest, route.upstream.name.as_str()).await {
+        Ok(partial) => partial,
+        Err(error) => {
+            note_passage(puller, route, digest, &error);
+            let passage = Passage {
+                puller,
+                flight,
+                route,
+                digest,
+                file: None,
+                hasher: Hasher::new(digest.algorithm()),
+                position: 0,
+                size: proven,
+                front: Front::Idle,
+                is_answered: proven.is_some(),
+            };
+            passage.run(Vec::new(), Bytes::new()).await?;
+            return Ok(None);
+        }
+    };
     let speed = Speed::from(partial.arrived().len());
     let mut fill = Fill {
         puller,
@@ -135,6 +162,8 @@ async fn fill(
         is_answered: false,
         is_in_order: false,
         is_wanted_to_the_end: false,
+        is_spoiled: false,
+        frame: Bytes::new(),
     };
     let mut outcome = fill.begin(proven).await;
     if outcome.is_ok() {
@@ -142,9 +171,25 @@ async fn fill(
     }
     // Nobody else may write into the file when it is sealed, parked or gone.
     fill.pieces.stop().await;
+    if let Err(Error::Store(error)) = &outcome {
+        note_passage(puller, route, digest, error);
+        return fill.pass_on().await.map(|()| None);
+    }
     let partial = fill.partial;
     match outcome {
-        Ok(()) => Ok(partial.seal().await?),
+        Ok(()) => {
+            let (file, size) = (partial.file(), partial.position());
+            match partial.seal().await {
+                Ok(blob) => Ok(Some(blob)),
+                Err(SealError::Mismatch(mismatch)) => Err(Error::Corrupt(Arc::new(mismatch))),
+                // All of it is in the file, and right.
+                Err(SealError::Store(error)) => {
+                    note_passage(puller, route, digest, &error);
+                    flight.window.open(size, 0, Vec::new());
+                    passage::linger(puller, flight, Some(file), size).await.map(|()| None)
+                }
+            }
+        }
         Err(error) if error.spoils_partial() => {
             partial.discard().await;
             Err(error)
@@ -154,6 +199,12 @@ async fn fill(
             Err(error)
         }
     }
+}
+
+/// Notes that a blob is not kept; what is wrong with the disk is in the log of the store.
+fn note_passage(puller: &Puller, route: &Route, digest: &Digest, error: &store::Error) {
+    puller.metrics().count_passage(error);
+    tracing::info!(%digest, upstream = %route.upstream.name, %error, "a blob is passed through");
 }
 
 /// Waits for a turn, for as long as somebody follows.
@@ -189,6 +240,10 @@ struct Fill<'f> {
     is_in_order: bool,
     /// Somebody has wanted the end of the blob, so that finishing it is in somebody's interest.
     is_wanted_to_the_end: bool,
+    /// What is in the file was contradicted, and could not be thrown away.
+    is_spoiled: bool,
+    /// What has come and did not fit into the gathering block.
+    frame: Bytes,
 }
 
 /// Its right to fetch: given back while nothing is missing of what is wanted, so that a client that reads a
@@ -209,21 +264,35 @@ impl Turn {
 }
 
 /// What brings the next bytes at the front.
-enum Front {
+pub(super) enum Front {
     Idle,
     Opening { end: u64, opening: Opening },
     Streaming { end: u64, download: Box<Download> },
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Box<Download>, upstream::Error>> + Send>>;
+pub(super) type Opening = Pin<Box<dyn Future<Output = Result<Box<Download>, upstream::Error>> + Send>>;
 
 /// What the front has to say.
-enum FrontNews {
+pub(super) enum FrontNews {
     Opened(Result<Box<Download>, upstream::Error>),
     Bytes(Option<Bytes>),
 }
 
 impl Front {
+    /// Asks for `bytes` of a blob of this size.
+    pub(super) fn open(
+        puller: &Puller,
+        route: &Route,
+        digest: Digest,
+        bytes: ByteRange,
+        size: Option<u64>,
+    ) -> Self {
+        let (client, route) = (puller.client().clone(), route.clone());
+        let opening =
+            Box::pin(async move { client.download(&route, &digest, bytes, size).await.map(Box::new) });
+        Self::Opening { end: bytes.end, opening }
+    }
+
     /// Where it is to end, if it is under way.
     fn end(&mut self) -> Option<&mut u64> {
         match self {
@@ -232,12 +301,12 @@ impl Front {
         }
     }
 
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         matches!(self, Self::Idle)
     }
 
     /// Cancel safe; never resolves while it is idle.
-    async fn news(&mut self) -> Result<FrontNews, Error> {
+    pub(super) async fn news(&mut self) -> Result<FrontNews, Error> {
         match self {
             Self::Idle => std::future::pending().await,
             Self::Opening { opening, .. } => Ok(FrontNews::Opened(opening.await)),
@@ -331,7 +400,7 @@ impl Fill<'_> {
         let (held, size) = (self.partial.arrived().ranges(), self.partial.size());
         if let Some(proven) = proven {
             if size.is_some_and(|size| size != proven) || held.end() > proven {
-                self.partial.restart().await?;
+                self.restart().await?;
             }
             return self.answered(Some(proven)).await;
         }
@@ -350,6 +419,8 @@ impl Fill<'_> {
             if size > largest {
                 return Err(Error::TooLarge(largest));
             }
+            // It has, also when there is no room for it.
+            self.is_answered = true;
             self.partial.expect_size(size).await?;
         }
         self.is_answered = true;
@@ -362,11 +433,45 @@ impl Fill<'_> {
         Ok(())
     }
 
+    async fn restart(&mut self) -> Result<(), Error> {
+        self.is_spoiled = true;
+        self.partial.restart().await?;
+        self.is_spoiled = false;
+        Ok(())
+    }
+
+    /// Goes on without the disk, from the first byte that is not in the file.
+    async fn pass_on(self) -> Result<(), Error> {
+        let Self { puller, flight, route, digest, partial, turn, mut front, frame, is_answered, .. } = self;
+        let size = partial.size();
+        let _turn = match turn {
+            Turn::Held(turn) => turn,
+            Turn::Released | Turn::Awaited(_) => self::turn(puller, flight, route).await?,
+        };
+        let salvage = if self.is_spoiled {
+            partial.discard().await;
+            None
+        } else {
+            Some(partial.salvage().await.ok_or(Error::Internal)?)
+        };
+        let (file, hasher, position, unwritten) = match salvage {
+            Some(Salvage { hasher, position, unwritten, file }) => (Some(file), hasher, position, unwritten),
+            None => (None, Hasher::new(digest.algorithm()), 0, Vec::new()),
+        };
+        // A download that is to end early, or is not where the bytes end, is of no use.
+        let next = position + frame.len() as u64;
+        let goes_on = matches!(&front, Front::Streaming { download, .. } if download.offset() == next);
+        if !goes_on {
+            front = Front::Idle;
+        }
+        let passage =
+            Passage { puller, flight, route, digest, file, hasher, position, size, front, is_answered };
+        passage.run(unwritten, frame).await
+    }
+
     /// Moves the bytes. At the end all of them are in the file, and hashed.
     async fn transfer(&mut self) -> Result<(), Error> {
         let (config, flight) = (self.puller.fill_config(), self.flight);
-        // What has come and did not fit into the gathering block.
-        let mut frame = Bytes::new();
         // Where the present download began: its first bytes go out at once.
         let mut began = self.partial.position();
         let mut stirred = true;
@@ -376,15 +481,15 @@ impl Fill<'_> {
         let mut linger = pin!(tokio::time::sleep(Duration::ZERO));
         let mut look = pin!(tokio::time::sleep(LOOK));
         loop {
-            if stirred && frame.is_empty() {
+            if stirred && self.frame.is_empty() {
                 if self.front.is_idle() {
                     self.partial.start_catch_up();
                 }
                 self.fetch_what_is_wanted();
                 stirred = false;
             }
-            if !frame.is_empty() && self.partial.has_room() {
-                self.partial.push(&mut frame);
+            if !self.frame.is_empty() && self.partial.has_room() {
+                self.partial.push(&mut self.frame);
             }
             // The first bytes go out at once; after that a block gathers while the last one is written.
             let is_first = self.partial.position() - self.partial.gathered() as u64 == began;
@@ -392,11 +497,11 @@ impl Fill<'_> {
             if is_due {
                 self.partial.start_write();
             }
-            if frame.is_empty() && self.is_complete() {
+            if self.frame.is_empty() && self.is_complete() {
                 return Ok(());
             }
             let lingers = self.partial.gathered() > 0 && !self.partial.is_working();
-            let wants_more = frame.is_empty() && self.partial.has_room();
+            let wants_more = self.frame.is_empty() && self.partial.has_room();
             tokio::select! {
                 worked = self.partial.worked(), if self.partial.is_working() => {
                     worked?;
@@ -415,8 +520,8 @@ impl Fill<'_> {
                         if self.partial.gathered() == 0 && !self.partial.is_working() {
                             linger.as_mut().reset(Instant::now() + LINGER);
                         }
-                        frame = next;
-                        stirred |= self.received(&mut frame)?;
+                        self.frame = next;
+                        stirred |= self.received()?;
                     }
                     FrontNews::Bytes(None) => {
                         self.ended();
@@ -514,6 +619,8 @@ impl Fill<'_> {
         match ended {
             Ok(()) => self.pieces.failures = 0,
             Err(PieceError::RangeIgnored) => self.go_on_in_order().await,
+            // The disk refuses the front as well.
+            Err(PieceError::Pull(error @ Error::Store(_))) => return Err(error),
             Err(PieceError::Pull(error)) => {
                 tracing::debug!(digest = %self.digest, %error, "a part could not be fetched ahead");
                 self.pieces.failed();
@@ -585,10 +692,7 @@ impl Fill<'_> {
         let bytes = ByteRange::new(self.partial.position(), end);
         // The size that a first answer says is compared here, because another one is no reason to give up.
         let size = self.partial.size().filter(|_| self.is_answered);
-        let (client, route, digest) = (self.puller.client().clone(), self.route.clone(), *self.digest);
-        let opening =
-            Box::pin(async move { client.download(&route, &digest, bytes, size).await.map(Box::new) });
-        self.front = Front::Opening { end, opening };
+        self.front = Front::open(self.puller, self.route, *self.digest, bytes, size);
     }
 
     /// The front's download has its answer; from the front once more, if that contradicts what came before.
@@ -608,14 +712,22 @@ impl Fill<'_> {
                 digest = %self.digest, from = self.partial.position(),
                 "a partial blob cannot be resumed and starts over"
             );
-            self.partial.restart().await?;
+            self.restart().await?;
             self.open_front(u64::MAX);
             return Ok(());
         }
-        let download = opened?;
+        let mut download = opened?;
         if !self.is_answered {
             self.puller.set_visible(self.route, self.digest);
-            self.answered(download.size().or(self.partial.size())).await?;
+            let size = download.size().or(self.partial.size());
+            // Where there is no room for it, it is passed on.
+            self.front = Front::Streaming { end, download };
+            self.answered(size).await?;
+            let Front::Streaming { download: answered, .. } = std::mem::replace(&mut self.front, Front::Idle)
+            else {
+                return Ok(());
+            };
+            download = answered;
         }
         if download.ignores_range() && !self.is_in_order {
             self.go_on_in_order().await;
@@ -629,16 +741,16 @@ impl Fill<'_> {
     }
 
     /// Cuts what has come where the front ends. Returns whether it ends there.
-    fn received(&mut self, frame: &mut Bytes) -> Result<bool, Error> {
+    fn received(&mut self) -> Result<bool, Error> {
         let position = self.partial.position();
         let largest = self.partial.size().unwrap_or(self.puller.fill_config().max_blob_size.as_u64());
         let Some(end) = self.front.end() else { return Ok(false) };
         let left = end.saturating_sub(position);
-        frame.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-        if position + frame.len() as u64 > largest {
+        self.frame.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        if position + self.frame.len() as u64 > largest {
             return Err(Error::TooLarge(largest));
         }
-        let ends = frame.len() as u64 == left;
+        let ends = self.frame.len() as u64 == left;
         if ends {
             self.front = Front::Idle;
         }

@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::Error;
 use super::reader::{Chunk, MIN_SLICE};
+use super::window::{Look, Window};
 use crate::oci::{ByteRange, Digest};
 use crate::routing::UpstreamName;
 use crate::store::{Arrived, Blob, PartialFile, RangeSet};
@@ -37,6 +39,10 @@ pub(super) enum Phase {
     Filling(PartialFile),
     /// Complete and verified.
     Sealed(Arc<Blob>),
+    /// No disk takes it: what is not in the file, if there is one, passes through the window.
+    Passing(Option<PartialFile>),
+    /// As before, but complete and verified, with this size.
+    Passed(Option<PartialFile>, u64),
     /// Nobody follows any more: what has arrived is being kept for a later flight.
     Parking,
     /// Ended without a blob.
@@ -49,6 +55,8 @@ pub(super) struct Progress {
     pub(super) phase: Phase,
     pub(super) size: Option<u64>,
     pub(super) arrived: RangeSet,
+    /// Where the window ends, once there is one.
+    pub(super) reached: u64,
 }
 
 /// What a follower may do at its position.
@@ -56,6 +64,9 @@ pub(super) struct Progress {
 enum Step {
     ReadPartial(PartialFile, u64),
     ReadSealed(Arc<Blob>, u64),
+    /// The window is to be looked into, up to this position.
+    Pass(u64),
+    Give(Bytes),
     End,
     Wait,
     Fail(Error),
@@ -63,8 +74,8 @@ enum Step {
 
 impl Progress {
     /// What a reader that stands at `position` and stops at `end` (`None`: at the end of the blob)
-    /// may do now.
-    fn step(&self, position: u64, end: Option<u64>) -> Step {
+    /// may do now. What passes by waits for passengers only.
+    fn step(&self, position: u64, end: Option<u64>, is_aboard: bool) -> Step {
         match &self.phase {
             Phase::Starting | Phase::Parking => Step::Wait,
             Phase::Failed(error) => Step::Fail(error.clone()),
@@ -90,6 +101,38 @@ impl Progress {
                     Step::Wait
                 }
             }
+            Phase::Passing(file) => {
+                let is_inner = end.is_some_and(|end| self.size.is_some_and(|size| end < size));
+                if !is_inner && !is_aboard {
+                    return Step::Fail(Error::PassedBy);
+                }
+                let limit = match end {
+                    Some(end) if is_inner => end,
+                    _ => self.size.unwrap_or(self.reached).saturating_sub(TAIL),
+                };
+                if is_inner && position >= limit {
+                    Step::End
+                } else {
+                    self.pass(file.as_ref(), position, limit)
+                }
+            }
+            Phase::Passed(file, size) => match end.unwrap_or(*size).min(*size) {
+                end if position >= end => Step::End,
+                end if end == *size && !is_aboard => Step::Fail(Error::PassedBy),
+                end => self.pass(file.as_ref(), position, end),
+            },
+        }
+    }
+
+    /// What a reader may do that may read up to `limit`.
+    fn pass(&self, file: Option<&PartialFile>, position: u64, limit: u64) -> Step {
+        let arrived = self.arrived.contiguous_end(position);
+        match file {
+            Some(file) if position < arrived && position < limit => {
+                Step::ReadPartial(file.clone(), arrived.min(limit) - position)
+            }
+            _ if position >= limit => Step::Wait,
+            _ => Step::Pass(limit),
         }
     }
 }
@@ -152,6 +195,8 @@ pub(super) struct Flight {
     wants: Mutex<Wants>,
     /// Something has happened that the fill should look at: another want, or bytes that a piece has brought.
     stirred: Notify,
+    /// Used once no disk takes the blob.
+    pub(super) window: Window,
 }
 
 impl Flight {
@@ -248,11 +293,13 @@ impl Flights {
                 phase: Phase::Starting,
                 size: None,
                 arrived: RangeSet::new(),
+                reached: 0,
             }),
             followers: AtomicUsize::new(0),
             left: Notify::new(),
             wants: Mutex::default(),
             stirred: Notify::new(),
+            window: Window::default(),
         });
         map.insert(key, Arc::clone(&flight));
         (Follower::of(&flight, wanted), Some(flight))
@@ -268,7 +315,17 @@ impl Flights {
 
     /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
     pub(super) fn end(&self, flight: &Flight) {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner).remove(&flight.key);
+        remove(&mut self.map.lock().unwrap_or_else(PoisonError::into_inner), flight);
+    }
+
+    /// Takes the flight out if nobody wants the end of the blob. Joining happens under the same lock.
+    pub(super) fn end_if_unwanted(&self, flight: &Flight) -> bool {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unwanted = flight.wants().iter().all(|want| want.end != WHOLE.end);
+        if is_unwanted {
+            remove(&mut map, flight);
+        }
+        is_unwanted
     }
 
     /// Lets the flight park if nobody follows it. Joining happens under the same lock: who joins
@@ -283,25 +340,42 @@ impl Flights {
     }
 }
 
+/// Removes this flight, but not one that has begun since it was removed before.
+fn remove(map: &mut HashMap<Key, Arc<Flight>>, flight: &Flight) {
+    if map.get(&flight.key).is_some_and(|there| std::ptr::eq(Arc::as_ptr(there), flight)) {
+        map.remove(&flight.key);
+    }
+}
+
 /// A reader's seat in a flight. Leaving is dropping.
 #[derive(Debug)]
 pub(super) struct Follower {
     flight: Arc<Flight>,
     progress: watch::Receiver<Progress>,
     wanted: Vec<ByteRange>,
+    /// In the window, should there be one.
+    seat: u64,
+}
+
+/// Whether somebody who wants these ranges wants the end of the blob.
+fn is_to_the_end(wanted: &[ByteRange]) -> bool {
+    wanted.iter().any(|want| want.end == WHOLE.end)
 }
 
 impl Follower {
     fn of(flight: &Arc<Flight>, wanted: Vec<ByteRange>) -> Self {
         flight.followers.fetch_add(1, Ordering::AcqRel);
         flight.want(&wanted);
-        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight), wanted }
+        let first = wanted.first().map_or(0, |want| want.start);
+        let seat = flight.window.board(first, is_to_the_end(&wanted));
+        Self { progress: flight.progress.subscribe(), flight: Arc::clone(flight), wanted, seat }
     }
 
     /// Wants other bytes than before.
     pub(super) fn want(&mut self, wanted: Vec<ByteRange>) {
         self.flight.want(&wanted);
         self.flight.want_no_more(&self.wanted);
+        self.flight.window.set_aboard(self.seat, is_to_the_end(&wanted));
         self.wanted = wanted;
     }
 
@@ -327,27 +401,70 @@ impl Follower {
     /// Waits until the blob is complete and verified.
     ///
     /// # Errors
-    /// Why the flight failed.
+    /// Why the flight failed; [`Error::PassedBy`] when the blob is not kept. What is to come then passes by without
+    /// this follower.
     pub(super) async fn sealed(&mut self) -> Result<Arc<Blob>, Error> {
-        let ended = |progress: &Progress| matches!(progress.phase, Phase::Sealed(_) | Phase::Failed(_));
-        let progress = self.progress.wait_for(ended).await.map_err(|_| Error::Internal)?;
+        let decided = |progress: &Progress| {
+            !matches!(progress.phase, Phase::Starting | Phase::Filling(_) | Phase::Parking)
+        };
+        let progress = self.progress.wait_for(decided).await.map_err(|_| Error::Internal)?;
         match &progress.phase {
             Phase::Sealed(blob) => Ok(Arc::clone(blob)),
             Phase::Failed(error) => Err(error.clone()),
+            Phase::Passing(_) | Phase::Passed(..) => {
+                self.flight.window.set_aboard(self.seat, false);
+                Err(Error::PassedBy)
+            }
             Phase::Starting | Phase::Filling(_) | Phase::Parking => Err(Error::Internal),
         }
     }
 
-    /// Waits until the byte at `position` may be read, or there is none.
+    /// Waits until the size of the blob is known for certain.
     ///
     /// # Errors
     /// Why the flight failed.
-    pub(super) async fn readable(&mut self, position: u64, end: Option<u64>) -> Result<(), Error> {
-        let ready = |progress: &Progress| !matches!(progress.step(position, end), Step::Wait);
-        let progress = self.progress.wait_for(ready).await.map_err(|_| Error::Internal)?;
+    pub(super) async fn size(&mut self) -> Result<u64, Error> {
+        let known = |progress: &Progress| {
+            matches!(progress.phase, Phase::Sealed(_) | Phase::Passed(..) | Phase::Failed(_))
+        };
+        let progress = self.progress.wait_for(known).await.map_err(|_| Error::Internal)?;
         match &progress.phase {
             Phase::Failed(error) => Err(error.clone()),
-            _ => Ok(()),
+            Phase::Sealed(blob) => Ok(blob.size()),
+            Phase::Passed(_, size) => Ok(*size),
+            Phase::Starting | Phase::Filling(_) | Phase::Passing(_) | Phase::Parking => Err(Error::Internal),
+        }
+    }
+
+    /// Waits until the byte at `position` may be read, or there is none. Cancel safe.
+    ///
+    /// # Errors
+    /// Why the flight failed, or [`Error::PassedBy`].
+    pub(super) async fn readable(&mut self, position: u64, end: Option<u64>) -> Result<(), Error> {
+        loop {
+            match self.step(position, end) {
+                Step::Wait => self.progress.changed().await.map_err(|_| Error::Internal)?,
+                Step::Fail(error) => return Err(error),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn step(&mut self, position: u64, end: Option<u64>) -> Step {
+        let window = &self.flight.window;
+        let is_aboard = window.note(self.seat, position);
+        let step = self.progress.borrow_and_update().step(position, end, is_aboard);
+        match step {
+            Step::Pass(limit) => match window.look(self.seat, position, limit) {
+                Look::Bytes(bytes) => Step::Give(bytes),
+                Look::NotYet => Step::Wait,
+                Look::Gone => Step::Fail(Error::PassedBy),
+            },
+            Step::Wait => {
+                window.note_waiting(self.seat);
+                Step::Wait
+            }
+            other => other,
         }
     }
 
@@ -363,8 +480,7 @@ impl Follower {
         files: bool,
     ) -> Result<Option<Chunk>, Error> {
         loop {
-            let step = self.progress.borrow_and_update().step(position, end);
-            match step {
+            match self.step(position, end) {
                 Step::ReadPartial(file, len) if files && len >= MIN_SLICE => {
                     return Ok(Some(Chunk::File(file.slice(position, len))));
                 }
@@ -377,7 +493,10 @@ impl Follower {
                 Step::ReadSealed(blob, len) => {
                     return Ok(Some(Chunk::Memory(blob.read(position, len).await?)));
                 }
+                Step::Give(bytes) => return Ok(Some(Chunk::Memory(bytes))),
                 Step::End => return Ok(None),
+                // What passes is looked for by the step itself.
+                Step::Pass(_) => return Err(Error::Internal),
                 Step::Fail(error) => return Err(error),
                 Step::Wait => {
                     let changed = tokio::time::timeout(wait, self.progress.changed()).await;
@@ -391,6 +510,7 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.flight.want_no_more(&self.wanted);
+        self.flight.window.leave(self.seat);
         if self.flight.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.flight.left.notify_one();
         }
@@ -430,8 +550,9 @@ mod tests {
         let phase = Phase::Filling(filling(directory.path()).await);
         let size = 10 * TAIL;
         let step = |size, arrived, position, end| {
-            let progress = Progress { phase: phase.clone(), size, arrived: RangeSet::prefix(arrived) };
-            match progress.step(position, end) {
+            let progress =
+                Progress { phase: phase.clone(), size, arrived: RangeSet::prefix(arrived), reached: 0 };
+            match progress.step(position, end, true) {
                 Step::ReadPartial(_, len) => Some(len),
                 Step::Wait => None,
                 other => panic!("{other:?}"),

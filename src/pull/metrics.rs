@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use super::{Error, Served};
-use crate::store::Blob;
+use crate::store::{self, Blob};
 use crate::telemetry::{self, counter, counters, gauge};
 
 /// The counters of pulling.
@@ -16,6 +16,8 @@ pub struct Metrics {
     manifest_hits: OnceLock<IntCounter>,
     blob_hits: OnceLock<IntCounter>,
     fills: IntCounterVec,
+    passages: IntCounterVec,
+    pub(super) refetches: IntCounter,
     pub(super) filled_bytes: IntCounter,
     pub(super) flights: IntGauge,
 }
@@ -33,6 +35,17 @@ impl Metrics {
             manifest_hits: OnceLock::new(),
             blob_hits: OnceLock::new(),
             fills: counters(metrics, "fills_total", "Fills that ended, by outcome.", &["outcome"]),
+            passages: counters(
+                metrics,
+                "fills_passed_through_total",
+                "Fills whose bytes no disk took, by why: they were passed through memory.",
+                &["reason"],
+            ),
+            refetches: counter(
+                metrics,
+                "refetches_total",
+                "Fetches for one client alone, of what had passed through before it came.",
+            ),
             filled_bytes: counter(metrics, "fill_bytes_total", "Bytes that fills received."),
             flights: gauge(metrics, "flights", "Fills under way or waiting for their turn."),
         }
@@ -55,9 +68,21 @@ impl Metrics {
         find(served).inc();
     }
 
-    pub(super) fn count_fill(&self, outcome: &Result<Arc<Blob>, Error>) {
+    pub(super) fn count_passage(&self, error: &store::Error) {
+        let reason = match error {
+            store::Error::NoRoom { .. } => "no_room",
+            store::Error::Owned { .. }
+            | store::Error::Layout { .. }
+            | store::Error::Disk { .. }
+            | store::Error::Metadata { .. } => "disk",
+        };
+        self.passages.with_label_values(&[reason]).inc();
+    }
+
+    pub(super) fn count_fill(&self, outcome: &Result<Option<Arc<Blob>>, Error>) {
         let outcome = match outcome {
-            Ok(_) => "sealed",
+            Ok(Some(_)) => "sealed",
+            Ok(None) => "passed",
             Err(Error::Unknown(_)) => "unknown",
             Err(Error::Corrupt(_)) => "corrupt",
             Err(Error::Abandoned) => "abandoned",

@@ -17,12 +17,15 @@ mod kept;
 mod lists;
 mod manifests;
 mod metrics;
+mod passage;
 mod piece;
 mod reader;
+mod refetch;
 mod referrers;
 mod rights;
 mod schedule;
 mod tags;
+mod window;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::flight::Follower;
+use super::refetch::{Errand, Refetch};
 use super::{Error, Puller};
 use crate::oci::ByteRange;
 use crate::store::{Blob, Content, FileSlice};
@@ -18,6 +19,7 @@ pub(super) enum Source {
     Memory(Bytes),
     Sealed(Arc<Blob>),
     Flight(Follower),
+    Refetch(Box<Refetch>),
 }
 
 impl From<Content> for Source {
@@ -57,25 +59,38 @@ pub struct Reader {
     /// The ranges after this one, the next one last.
     rest: Vec<ByteRange>,
     puller: Puller,
+    /// Where this range began.
+    begin: u64,
+    /// For what passes by before it was read.
+    errand: Option<Errand>,
 }
 
 impl Reader {
     /// Reads everything.
-    pub(super) fn whole(source: Source, size: Option<u64>, puller: Puller) -> Self {
-        Self { source, position: 0, end: size, rest: Vec::new(), puller }
+    pub(super) fn whole(source: Source, size: Option<u64>, puller: Puller, errand: Option<Errand>) -> Self {
+        Self { source, position: 0, end: size, rest: Vec::new(), puller, begin: 0, errand }
     }
 
     /// Reads `ranges`, beginning with the first.
-    pub(super) fn of(source: Source, mut ranges: Vec<ByteRange>, puller: Puller) -> Self {
+    pub(super) fn of(
+        source: Source,
+        mut ranges: Vec<ByteRange>,
+        puller: Puller,
+        errand: Option<Errand>,
+    ) -> Self {
         ranges.reverse();
         let first = ranges.pop().unwrap_or(ByteRange::new(0, 0));
-        Self { source, position: first.start, end: Some(first.end), rest: ranges, puller }
+        let (begin, end) = (first.start, Some(first.end));
+        Self { source, position: begin, end, rest: ranges, puller, begin, errand }
     }
 
     /// Goes on to the next range, if there is one.
     pub fn next_range(&mut self) -> Option<ByteRange> {
         let range = self.rest.pop()?;
-        (self.position, self.end) = (range.start, Some(range.end));
+        (self.position, self.begin, self.end) = (range.start, range.start, Some(range.end));
+        if let (Source::Refetch(_), Some(errand)) = (&self.source, &self.errand) {
+            self.source = Source::Refetch(Box::new(errand.fetch(self.position, self.end)));
+        }
         Some(range)
     }
 
@@ -85,14 +100,31 @@ impl Reader {
     /// # Errors
     /// Why it never comes; [`Error::Deadline`] when it does not come in time.
     pub async fn ready(&mut self) -> Result<(), Error> {
-        match &mut self.source {
-            Source::Memory(_) | Source::Sealed(_) => Ok(()),
-            Source::Flight(follower) => {
-                let wait = self.puller.fill_config().wait_timeout;
-                let ready = follower.readable(self.position, self.end);
-                tokio::time::timeout(wait, ready).await.unwrap_or(Err(Error::Deadline(wait)))
+        let wait = self.puller.fill_config().wait_timeout;
+        let ready = async {
+            loop {
+                match &mut self.source {
+                    Source::Memory(_) | Source::Sealed(_) => return Ok(()),
+                    Source::Flight(follower) => match follower.readable(self.position, self.end).await {
+                        Err(Error::PassedBy) if self.refetches() => {}
+                        ready => return ready,
+                    },
+                    Source::Refetch(refetch) => return refetch.ready().await,
+                }
             }
+        };
+        tokio::time::timeout(wait, ready).await.unwrap_or(Err(Error::Deadline(wait)))
+    }
+
+    /// Goes on with a fetch of its own, if the reader then still gets what the digest vouches for: the beginning of
+    /// one transfer and the end of another may be right each, and not together.
+    fn refetches(&mut self) -> bool {
+        let Some(errand) = &self.errand else { return false };
+        if self.position != self.begin && !errand.is_unverified(self.end) {
+            return false;
         }
+        self.source = Source::Refetch(Box::new(errand.fetch(self.position, self.end)));
+        true
     }
 
     /// The next bytes of this range, `None` at its end. With `files`, what is in a file comes as a slice of it, as
@@ -101,7 +133,10 @@ impl Reader {
     /// # Errors
     /// The rest cannot be given: the transfer must be broken, not ended.
     pub async fn next(&mut self, files: bool) -> Result<Option<Chunk>, Error> {
-        let next = self.read(files).await;
+        let mut next = self.read(files).await;
+        if matches!(next, Err(Error::PassedBy)) && self.refetches() {
+            next = self.read(files).await;
+        }
         if let (Err(Error::Read(_)), Source::Sealed(blob)) = (&next, &self.source) {
             // The next pull must not find the same damage.
             self.puller.store().distrust(blob).await;
@@ -129,6 +164,7 @@ impl Reader {
                 let wait = self.puller.fill_config().wait_timeout;
                 follower.next(self.position, self.end, wait, files).await?
             }
+            Source::Refetch(refetch) => refetch.next().await?.map(Chunk::Memory),
         };
         self.position += chunk.as_ref().map_or(0, Chunk::len);
         Ok(chunk)

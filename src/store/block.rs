@@ -19,13 +19,18 @@ pub(super) struct BlockWriter {
     gathering: Buffer,
     /// Where the next byte goes; what is gathered ends here.
     position: u64,
-    write: Option<JoinHandle<io::Result<ByteRange>>>,
+    write: Option<JoinHandle<Written>>,
+    /// The block whose write has failed.
+    failed: Option<Buffer>,
 }
+
+/// A block comes back from its write, so that nothing is lost when the disk refuses it.
+type Written = (Buffer, ByteRange, io::Result<()>);
 
 impl BlockWriter {
     /// Writes from `position` on, in blocks of the pool's size.
     pub(super) fn new(file: Arc<File>, pool: BufferPool, position: u64) -> Self {
-        Self { file, gathering: pool.take(), pool, position, write: None }
+        Self { file, gathering: pool.take(), pool, position, write: None, failed: None }
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -74,9 +79,8 @@ impl BlockWriter {
         let (file, end) = (Arc::clone(&self.file), self.position);
         self.write = Some(tokio::task::spawn_blocking(move || {
             let start = end - block.len() as u64;
-            file.write_all_at(block.as_ref(), start)?;
-            then()?;
-            Ok(ByteRange::new(start, end))
+            let written = file.write_all_at(block.as_ref(), start).and_then(|()| then());
+            (block, ByteRange::new(start, end), written)
         }));
     }
 
@@ -86,6 +90,17 @@ impl BlockWriter {
         let Some(write) = &mut self.write else { return std::future::pending().await };
         let ended = write.await;
         self.write = None;
-        ended.map_err(io::Error::other)?
+        let (block, range, written) = ended.map_err(io::Error::other)?;
+        if written.is_err() {
+            self.failed = Some(block);
+        }
+        written.map(|()| range)
+    }
+
+    /// What was taken and is not in the file, in its order; it ends at the position. No write may be under way.
+    pub(super) fn into_unwritten(self) -> Vec<Bytes> {
+        debug_assert!(!self.is_writing(), "given up with a write under way");
+        let blocks = self.failed.into_iter().chain([self.gathering]);
+        blocks.filter(|block| block.len() > 0).map(Buffer::into_bytes).collect()
     }
 }

@@ -53,7 +53,7 @@ use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 
 pub use config::{Amount, DiskConfig, StoreConfig};
 pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
-pub use partial::{Arrived, Partial, PartialFile, Piece, SealError};
+pub use partial::{Arrived, Partial, PartialFile, Piece, Salvage, SealError};
 use partial::{BLOCK, PIECE_BLOCK};
 pub use ranges::RangeSet;
 pub use sealed::Blob;

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::block::BlockWriter;
-use super::disk::Place;
+use super::disk::{Disk, Place};
 use super::journal::{Checkpoint, Journal, MAX_RANGES};
 use super::layout::private_file;
 use super::ranges::RangeSet;
@@ -116,6 +116,7 @@ impl PartialFile {
 pub struct Piece {
     writer: BlockWriter,
     arrived: Arrived,
+    disk: Arc<Disk>,
     path: PathBuf,
 }
 
@@ -168,7 +169,10 @@ impl Piece {
     /// # Errors
     /// The disk's error.
     pub async fn written(&mut self) -> Result<(), Error> {
-        let written = self.writer.written().await.map_err(|source| Error::file(&self.path, source))?;
+        let written = self.writer.written().await.map_err(|source| {
+            self.disk.failed(&source);
+            Error::file(&self.path, source)
+        })?;
         self.arrived.lock().insert(written.start, written.end);
         Ok(())
     }
@@ -197,6 +201,19 @@ pub struct Partial {
     journal: Arc<Mutex<Journal>>,
     last_checkpoint: Instant,
     bytes_at_checkpoint: u64,
+}
+
+/// What a fill goes on with when its file takes no more.
+#[derive(Debug)]
+pub struct Salvage {
+    /// The hash of everything before the position.
+    pub hasher: Hasher,
+    /// How far the bytes go: the ones that follow were never pushed.
+    pub position: u64,
+    /// What was pushed and is not in the file, in its order, up to the position.
+    pub unwritten: Vec<Bytes>,
+    /// The file for those who still read it; its name is gone.
+    pub file: PartialFile,
 }
 
 /// Why a complete blob could not be sealed.
@@ -334,6 +351,7 @@ impl Partial {
         Piece {
             writer: BlockWriter::new(Arc::clone(&self.file), self.store.piece_blocks().clone(), offset),
             arrived: self.arrived.clone(),
+            disk: Arc::clone(self.place.disk()),
             path: self.place.data().to_owned(),
         }
     }
@@ -481,6 +499,22 @@ impl Partial {
         let (journal, checkpoint) = (Arc::clone(&self.journal), self.checkpoint());
         let saved = blocking(move || save(&journal, checkpoint)).await;
         saved.map_err(|source| self.error(source))
+    }
+
+    /// Gives the file up without losing a byte: what was pushed comes back, and what is in the file stays readable
+    /// for those who have it open. Nothing where bytes were lost on their way to the disk.
+    pub async fn salvage(mut self) -> Option<Salvage> {
+        while self.is_working() {
+            // What has failed was reported before, or is reported by what is missing.
+            let _ = self.worked().await;
+        }
+        let (file, position, hasher) = (self.file(), self.position(), self.hasher.clone());
+        let arrived = self.arrived.ranges();
+        let fresh = BlockWriter::new(Arc::clone(&self.file), self.store.blocks().clone(), position);
+        let unwritten = std::mem::replace(&mut self.writer, fresh).into_unwritten();
+        self.discard().await;
+        let start = position - unwritten.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+        (arrived.contiguous_end(0) >= start).then_some(Salvage { hasher, position, unwritten, file })
     }
 
     /// Throws the files away.

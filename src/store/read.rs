@@ -101,8 +101,8 @@ impl Buffer {
         &mut self.memory[self.start..self.start + len]
     }
 
-    fn into_bytes(mut self, len: usize) -> Bytes {
-        self.len = len;
+    /// What is in it, without a copy.
+    pub(super) fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self)
     }
 }
@@ -151,7 +151,8 @@ pub(super) async fn read_chunk(
     if read == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(buffer.into_bytes(read))
+    buffer.len = read;
+    Ok(buffer.into_bytes())
 }
 
 /// What is in the page cache at `offset`, or `None` where the disk would have to be asked (or
