@@ -64,16 +64,29 @@ impl Idle {
     /// How far the figures can be trusted.
     pub(crate) fn note(&self) -> String {
         let Spread { median, most, .. } = Spread::of(self.rounds.iter().copied());
-        let spoilt = if most > QUIET { ": **others were using the machine, so these figures are unreliable**" } else { "" };
-        format!("Before each round the idle machine used {:.1} % of a core (at most {:.1} %){spoilt}.", median * 100.0, most * 100.0)
+        let spoilt = if most > QUIET {
+            ": **others were using the machine, so these figures are unreliable**"
+        } else {
+            ""
+        };
+        format!(
+            "Before each round the idle machine used {:.1} % of a core (at most {:.1} %){spoilt}.",
+            median * 100.0,
+            most * 100.0
+        )
     }
 }
 
 /// Puts the load on the subject.
 pub(crate) fn measure(subject: &Subject, load: &Load<'_>, idle: f64) -> Sample {
+    measured(subject, || load.run(), idle)
+}
+
+/// What a load of the subject takes.
+pub(crate) fn measured(subject: &Subject, load: impl FnOnce() -> Moved, idle: f64) -> Sample {
     subject.forget_peak();
     let before = subject.usage();
-    let moved = load.run();
+    let moved = load();
     let used = subject.usage().since(&before);
     let Moved { bytes, requests, seconds, first_byte, latency, client } = moved;
     let quantiles = |values: &[f64]| [0.5, 0.99, 0.999].map(|share| quantile(values, share));
@@ -110,9 +123,10 @@ impl Cell {
 
     /// The values of a subject, in the order of the rounds.
     pub(crate) fn values(&self, kind: Kind, value: impl Fn(&Sample) -> f64) -> Vec<f64> {
-        self.rows.iter().find(|(of, _)| *of == kind).map_or_else(Vec::new, |(_, samples)| {
-            samples.iter().map(value).collect()
-        })
+        self.rows
+            .iter()
+            .find(|(of, _)| *of == kind)
+            .map_or_else(Vec::new, |(_, samples)| samples.iter().map(value).collect())
     }
 
     pub(crate) fn spread(&self, kind: Kind, value: impl Fn(&Sample) -> f64) -> Spread {

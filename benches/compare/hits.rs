@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::bench::Bench;
-use crate::cell::{Cell, GIB, MIB, Idle, Sample, measure, order};
+use crate::cell::{Cell, GIB, Idle, MIB, Sample, measure, order};
 use crate::load::{Load, verify};
 use crate::origin::Blob;
 use crate::plot::{Panel, draw};
@@ -58,7 +58,10 @@ pub(crate) fn run(bench: &Bench) -> Section {
                     continue;
                 }
                 let paths = [blob.path()];
-                cell.push(subject.kind, measure(subject, &Load { paths: &paths, ..load(subject.address) }, baseline));
+                cell.push(
+                    subject.kind,
+                    measure(subject, &Load { paths: &paths, ..load(subject.address) }, baseline),
+                );
             }
         }
         bench.say(&format!("hits: round {} of {}", round + 1, bench.options.runs));

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::bench::Bench;
-use crate::cell::{Cell, MIB, Idle, Sample, measure, order};
+use crate::cell::{Cell, Idle, MIB, Sample, measure, order};
 use crate::load::{Load, verify};
 use crate::origin::Manifest;
 use crate::plot::{Panel, draw};
@@ -68,8 +68,13 @@ fn p99(sample: &Sample) -> f64 {
 }
 
 fn report(cells: &[Cell], idle: &Idle) -> Section {
-    let mut ratios =
-        Table::new(&["edge ÷ peer", "server CPU per request", "machine CPU per request", "requests/s", "p99"]);
+    let mut ratios = Table::new(&[
+        "edge ÷ peer",
+        "server CPU per request",
+        "machine CPU per request",
+        "requests/s",
+        "p99",
+    ]);
     let mut table = Table::new(&[
         "cell",
         "subject",
@@ -131,7 +136,7 @@ fn report(cells: &[Cell], idle: &Idle) -> Section {
     }
     let markdown = format!(
         "A manifest of {SIZE} bytes, {CONNECTIONS} kept connections, {REQUESTS} requests per cell and round (a tenth \
-         for docker-registry, which\nasks the origin about a tag each time). Everyone writes an access log to a file: nginx \
+         for docker-registry, which\nasks the origin about a tag each time, and before every\nanswer tries an origin that demands no token again: read its figures with that in mind). Everyone writes an access log to a file: nginx \
          buffered, Varnish by varnishncsa,\nwhich is counted with it. The edge counts its metrics besides. {}\n\n{}\n{}",
         idle.note(),
         ratios.finish(),

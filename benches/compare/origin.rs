@@ -82,7 +82,11 @@ impl Manifest {
 }
 
 /// Writes the list of what the origin has; returns its lines' file.
-pub(crate) fn write_catalogue(directory: &Path, blobs: &[Blob], manifests: &[Manifest]) -> std::path::PathBuf {
+pub(crate) fn write_catalogue(
+    directory: &Path,
+    blobs: &[Blob],
+    manifests: &[Manifest],
+) -> std::path::PathBuf {
     let mut lines = String::new();
     for blob in blobs {
         lines += &format!("blob {} {} {}\n", blob.digest, blob.number, blob.size);
@@ -206,7 +210,8 @@ impl Origin {
             return stream.write_all(&answer);
         }
         let digest = last.strip_prefix("sha256:").filter(|_| path.contains("/blobs/"));
-        let Some((digest, &(number, size))) = digest.and_then(|digest| self.blobs.get_key_value(digest)) else {
+        let Some((digest, &(number, size))) = digest.and_then(|digest| self.blobs.get_key_value(digest))
+        else {
             return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
         };
         let (start, end) = range.and_then(|range| bounds(range, size)).unwrap_or((0, size));
@@ -227,7 +232,8 @@ impl Origin {
     fn send(&self, stream: &mut TcpStream, number: u64, start: u64, end: u64) -> io::Result<()> {
         let first = if start < BLOCK as u64 { content::first_block(number) } else { Vec::new() };
         // A limited link sends in pieces of 1 ms, an unlimited one whole blocks.
-        let piece = self.link.as_ref().map_or(BLOCK, |link| usize::try_from(link.rate / 1000).unwrap_or(BLOCK));
+        let piece =
+            self.link.as_ref().map_or(BLOCK, |link| usize::try_from(link.rate / 1000).unwrap_or(BLOCK));
         let mut at = start;
         while at < end {
             let block = if at < BLOCK as u64 { &first } else { &self.block };

@@ -52,7 +52,13 @@ impl Panel {
             let value = step * line as f64;
             let at = y(value);
             let _ = writeln!(svg, "<path d=\"M{LEFT} {at:.1}H{}\" stroke=\"#dee2e6\"/>", WIDTH - 20.0);
-            let _ = writeln!(svg, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 6.0, at + 4.0, number(value));
+            let _ = writeln!(
+                svg,
+                "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                LEFT - 6.0,
+                at + 4.0,
+                number(value)
+            );
         }
         let group_width = (WIDTH - 20.0 - LEFT) / self.groups.len().max(1) as f64;
         let bar = group_width * 0.8 / self.series.len().max(1) as f64;
@@ -64,7 +70,10 @@ impl Panel {
                 let (from, middle) = (y(spread.median), x + bar * 0.45);
                 let height = TOP + BAR_SPACE - from;
                 let width = bar * 0.9;
-                let _ = writeln!(svg, "<rect x=\"{x:.1}\" y=\"{from:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{colour}\"/>");
+                let _ = writeln!(
+                    svg,
+                    "<rect x=\"{x:.1}\" y=\"{from:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{colour}\"/>"
+                );
                 let (low, high) = (y(spread.least), y(spread.most));
                 let _ = writeln!(svg, "<path d=\"M{middle:.1} {low:.1}V{high:.1}\" stroke=\"black\"/>");
             }
@@ -77,7 +86,11 @@ impl Panel {
 /// 1, 2 or 5 times a power of ten, at least `least`.
 fn nice_step(least: f64) -> f64 {
     let power = 10f64.powf(least.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|step| *step >= least).unwrap_or(least)
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= least)
+        .unwrap_or(least)
 }
 
 fn number(value: f64) -> String {

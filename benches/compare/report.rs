@@ -21,15 +21,8 @@ pub(crate) enum Scenario {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Hits,
-        Self::Manifests,
-        Self::Tls,
-        Self::Fills,
-        Self::Slow,
-        Self::Scale,
-        Self::Throttled,
-    ];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Hits, Self::Manifests, Self::Tls, Self::Fills, Self::Slow, Self::Scale, Self::Throttled];
 
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -49,7 +49,8 @@ impl Ratio {
         let mut random = fastrand::Rng::with_seed(95);
         let mut medians: Vec<f64> = (0..RESAMPLES)
             .map(|_| {
-                let mut drawn: Vec<f64> = ratios.iter().map(|_| ratios[random.usize(..ratios.len())]).collect();
+                let mut drawn: Vec<f64> =
+                    ratios.iter().map(|_| ratios[random.usize(..ratios.len())]).collect();
                 drawn.sort_by(f64::total_cmp);
                 middle(&drawn)
             })

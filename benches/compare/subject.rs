@@ -64,7 +64,8 @@ fn search_path() -> String {
 /// Fails with the line that installs them unless all peers are there.
 pub(crate) fn require(kinds: &[Kind]) -> Result<(), String> {
     let path = search_path();
-    let installed = |program: &str| path.split(':').any(|directory| Path::new(directory).join(program).exists());
+    let installed =
+        |program: &str| path.split(':').any(|directory| Path::new(directory).join(program).exists());
     let missing: Vec<&str> = kinds
         .iter()
         .filter(|kind| **kind != Kind::Edge && !installed(kind.program().0))
@@ -74,7 +75,9 @@ pub(crate) fn require(kinds: &[Kind]) -> Result<(), String> {
         return Ok(());
     }
     let packages = missing.join(" ");
-    Err(format!("{packages} not installed; install it with: apt-get install --no-install-recommends {packages}"))
+    Err(format!(
+        "{packages} not installed; install it with: apt-get install --no-install-recommends {packages}"
+    ))
 }
 
 /// What a subject gets beside its configuration.
@@ -156,7 +159,13 @@ impl Subject {
                 let config = write("default.vcl", fill_in(VARNISH_CONFIG));
                 let work = directory.join("work");
                 let mut command = Command::new("varnishd");
-                command.arg("-F").arg("-f").arg(config).args(["-a", &address.to_string()]).arg("-n").arg(&work);
+                command
+                    .arg("-F")
+                    .arg("-f")
+                    .arg(config)
+                    .args(["-a", &address.to_string()])
+                    .arg("-n")
+                    .arg(&work);
                 command.args(["-s", &format!("malloc,{}", setup.varnish_storage.unwrap_or("2G"))]);
                 command.args(["-j", "none", "-T", "none", "-p", "http_gzip_support=off"]);
                 command.env("PATH", search_path()).stdout(Stdio::null());
