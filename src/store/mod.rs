@@ -525,9 +525,9 @@ impl Store {
     }
 
     /// Keeps everything of the image called `name` from being evicted; what else it consisted of before goes free.
-    pub fn keep_image(&self, name: &str, digests: HashSet<Digest>) {
+    pub fn keep_image(&self, name: &str, digests: &HashSet<Digest>) {
         if self.0.images.keep(name, digests.clone()) {
-            self.0.metadata.set_kept(name, &digests);
+            self.0.metadata.set_kept(name, digests);
         }
     }
 
@@ -559,7 +559,9 @@ impl Store {
         }
         let disks = self.0.disks.clone();
         let left = tokio::task::spawn_blocking(move || {
-            disks.iter().for_each(|disk| recover::leave_clean(&disk.layout))
+            for disk in &disks {
+                recover::leave_clean(&disk.layout);
+            }
         });
         if let Err(error) = left.await {
             tracing::debug!(%error, "the clean mark could not be written");
