@@ -13,6 +13,15 @@
     clippy::format_push_string,
     reason = "a report of figures far below the limits of an f64"
 )]
+#![allow(
+    dead_code,
+    clippy::unused_self,
+    clippy::manual_assert,
+    clippy::redundant_closure_for_method_calls,
+    clippy::struct_excessive_bools,
+    clippy::from_iter_instead_of_collect,
+    reason = "a bench"
+)]
 
 mod bench;
 mod cell;

@@ -11,9 +11,11 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use super::partial::PartialFile;
 use super::sealed::Blob;
 
-/// What one `sendfile` is asked for: enough to amortise the call, and little enough that one fast client does not
-/// keep a worker from the others.
-const SEND: u64 = 256 << 10;
+/// What one `sendfile` is asked for: at 256 KiB it costs 6–24 % more of the machine per byte, and much more would let
+/// one fast client keep a worker from the others (0.2 ms).
+const SEND: u64 = 1 << 20;
+/// How far apart the pages are that are looked at.
+const PROBE: u64 = 256 << 10;
 /// What is read ahead of a reader whose file is cold: a few milliseconds of a fast disk.
 const AHEAD: u64 = 2 << 20;
 
@@ -50,7 +52,7 @@ impl FileSlice {
         self.start == self.end
     }
 
-    /// Sends up to 256 KiB from its `at`th byte on to a socket, in the kernel (`sendfile(2)`), and returns how many
+    /// Sends up to 1 MiB from its `at`th byte on to a socket, in the kernel (`sendfile(2)`), and returns how many
     /// it took.
     ///
     /// # Errors
@@ -79,10 +81,18 @@ impl FileSlice {
     }
 
     /// Up to which of its bytes, from the `at`th on, a [`send`](Self::send) waits for no disk; `at` itself where it
-    /// would. Two calls of 0.75 µs for 256 KiB: what lies between two resident pages came with the same read-ahead.
+    /// would. A call of 0.75 µs for every 256 KiB: what lies between two resident pages came with the same read-ahead.
     pub fn resident_to(&self, at: u64) -> u64 {
         let (start, end) = (self.start + at, (self.start + at + SEND).min(self.end));
-        if self.is_page_resident(start) && self.is_page_resident(end - 1) { end - self.start } else { at }
+        let mut offset = start;
+        while offset < end && self.is_page_resident(offset) {
+            offset += PROBE;
+        }
+        match offset {
+            offset if offset >= end && self.is_page_resident(end - 1) => end - self.start,
+            // Up to the last page that was there.
+            offset => (offset.min(end).saturating_sub(PROBE)).max(start) - self.start,
+        }
     }
 
     fn is_page_resident(&self, offset: u64) -> bool {
