@@ -249,7 +249,7 @@ struct Fill<'f> {
 /// Its right to fetch: given back while nothing is missing of what is wanted, so that a client that reads a
 /// few ranges slowly holds up nobody else's fill.
 enum Turn {
-    Held(#[expect(dead_code, reason = "held, not looked at")] OwnedSemaphorePermit),
+    Held(OwnedSemaphorePermit),
     Released,
     Awaited(Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, Error>> + Send>>),
 }
