@@ -212,7 +212,9 @@ impl Window {
         ring.stage = Stage::Open { first, reach };
         ring.frames.clear();
         (ring.start, ring.held) = (first, 0);
-        frames.into_iter().for_each(|frame| ring.append(frame));
+        for frame in frames {
+            ring.append(frame);
+        }
         let ring = &mut *ring;
         for passenger in ring.passengers.values_mut() {
             passenger.is_aboard &= passenger.position >= reach;
@@ -395,7 +397,7 @@ mod tests {
         assert_eq!(add_all(&window, 0, CAP).await, CAP);
         assert_eq!(window.look(quick, CAP, u64::MAX), Look::NotYet);
         for step in 1..=FRAME as u64 / 1024 {
-            let room = tokio::time::timeout(PATIENCE - Duration::from_secs(1), window.room(FRAME)).await;
+            let room = tokio::time::timeout(PATIENCE * 9 / 10, window.room(FRAME)).await;
             assert!(room.is_err(), "no room before he has read the frame");
             assert!(window.note(slow, step * 1024), "put off after {step} steps");
         }

@@ -276,3 +276,24 @@ async fn a_file_system_without_inodes_fails_no_pull() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_blob_that_cannot_be_moved_to_its_place_is_whole_for_those_who_follow() {
+    if !has_namespaces() {
+        return;
+    }
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob("app", 3 * MIB, SEED);
+    let edge = on(&origin, "size=40m").start().await;
+    // Another file system: nothing can be moved there.
+    edge.run_inside("mount -t tmpfs none \"$1/blobs\"").await;
+    pull_blob(edge.addr(), "app", &digest).await;
+    assert_eq!(passed(&edge, "disk").await, 1);
+    assert!(!edge.has_blob(&digest));
+    edge.run_inside("umount \"$1/blobs\"").await;
+    until("it is cached again", async || {
+        pull_blob(edge.addr(), "app", &digest).await;
+        edge.has_blob(&digest)
+    })
+    .await;
+}
