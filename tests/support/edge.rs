@@ -411,6 +411,7 @@ impl Edge {
 }
 
 /// Whether this machine lets a process mount a file system of its own; says so where it does not.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub fn has_namespaces() -> bool {
     let tried = std::process::Command::new("unshare").args(["-Urm", "true"]).output();
     let has = tried.is_ok_and(|output| output.status.success());
