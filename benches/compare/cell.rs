@@ -79,9 +79,14 @@ impl Idle {
 
 /// Puts the load on the subject.
 pub(crate) fn measure(subject: &Subject, load: &Load<'_>, idle: f64) -> Sample {
+    measured(subject, || load.run(), idle)
+}
+
+/// What a load of the subject takes.
+pub(crate) fn measured(subject: &Subject, load: impl FnOnce() -> Moved, idle: f64) -> Sample {
     subject.forget_peak();
     let before = subject.usage();
-    let moved = load.run();
+    let moved = load();
     let used = subject.usage().since(&before);
     let Moved { bytes, requests, seconds, first_byte, latency, client } = moved;
     let quantiles = |values: &[f64]| [0.5, 0.99, 0.999].map(|share| quantile(values, share));

@@ -50,6 +50,29 @@ pub(crate) struct Moved {
     pub(crate) client: f64,
 }
 
+impl Moved {
+    /// Counts a whole answer.
+    pub(crate) fn count(&mut self, asked: Instant, first_byte: f64, bytes: u64) {
+        self.first_byte.push(first_byte);
+        self.latency.push(micros(asked.elapsed()));
+        self.bytes += bytes;
+        self.requests += 1;
+    }
+
+    /// Adds what another part of the same load has moved; their times are one.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.requests += other.requests;
+        self.first_byte.extend(other.first_byte);
+        self.latency.extend(other.latency);
+    }
+
+    pub(crate) fn sort(&mut self) {
+        self.first_byte.sort_by(f64::total_cmp);
+        self.latency.sort_by(f64::total_cmp);
+    }
+}
+
 struct Connection {
     stream: TcpStream,
     asked: Instant,
@@ -110,8 +133,7 @@ impl Load<'_> {
         }
         moved.seconds = started.elapsed().as_secs_f64();
         moved.client = usage::process_seconds(own) - before;
-        moved.first_byte.sort_by(f64::total_cmp);
-        moved.latency.sort_by(f64::total_cmp);
+        moved.sort();
         moved
     }
 
@@ -185,7 +207,7 @@ impl Connection {
 }
 
 /// Where the body begins and how long it is, once the head is complete.
-fn parse_head(bytes: &[u8]) -> Option<(usize, u64)> {
+pub(crate) fn parse_head(bytes: &[u8]) -> Option<(usize, u64)> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let head = &bytes[..end];
     assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(head));

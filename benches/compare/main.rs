@@ -24,10 +24,12 @@ mod options;
 mod origin;
 mod plot;
 mod report;
+mod secure;
 mod stats;
 mod subject;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -76,6 +78,7 @@ fn run(bench: &Bench, scenario: Scenario) -> Section {
     match scenario {
         Scenario::Hits => hits::run(bench),
         Scenario::Manifests => manifests::run(bench),
+        Scenario::Tls => tls::run(bench),
         _ => panic!("{scenario:?} is not there"),
     }
 }

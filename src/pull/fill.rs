@@ -227,7 +227,7 @@ async fn turn(puller: &Puller, flight: &Flight, route: &Route) -> Result<OwnedSe
 }
 
 /// One fill on its way.
-#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
+#[expect(clippy::struct_excessive_bools, reason = "four facts that come about independently of each other")]
 struct Fill<'f> {
     puller: &'f Puller,
     flight: &'f Arc<Flight>,

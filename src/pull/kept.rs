@@ -28,7 +28,7 @@ impl Puller {
             // Of a tag that has moved the old image stays until something of the new one is here.
             if puller.store().contains(&digest).await {
                 let digests = puller.image(digest).await;
-                puller.store().keep_image(&name, digests);
+                puller.store().keep_image(&name, &digests);
             }
         });
     }

@@ -397,7 +397,9 @@ mod tests {
         assert_eq!(add_all(&window, 0, CAP).await, CAP);
         assert_eq!(window.look(quick, CAP, u64::MAX), Look::NotYet);
         for step in 1..=FRAME as u64 / 1024 {
-            let room = tokio::time::timeout(PATIENCE * 9 / 10, window.room(FRAME)).await;
+            let room =
+                tokio::time::timeout(PATIENCE.saturating_sub(Duration::from_secs(1)), window.room(FRAME))
+                    .await;
             assert!(room.is_err(), "no room before he has read the frame");
             assert!(window.note(slow, step * 1024), "put off after {step} steps");
         }

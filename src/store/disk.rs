@@ -692,8 +692,8 @@ impl Disk {
     }
 
     fn seconds(&self) -> u32 {
-        // Policies compare times of one decade at most.
-        (self.clock.now().as_millis() / 1000) as u32
+        // Until the year 2106.
+        u32::try_from(self.clock.now().as_millis() / 1000).unwrap_or(u32::MAX)
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {

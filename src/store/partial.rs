@@ -486,7 +486,11 @@ impl Partial {
             tracing::warn!(digest = %self.digest, %error, "the end of a partial blob could not be kept");
         }
         let place = self.place;
-        if blocking(move || Ok(place.park())).await.is_err() {
+        let parked = blocking(move || {
+            place.park();
+            Ok(())
+        });
+        if parked.await.is_err() {
             tracing::warn!(digest = %self.digest, "a partial blob could not be parked");
         }
     }

@@ -170,11 +170,8 @@ impl Disk {
         };
         let is_known = self.slot(&digest).is_some();
         if !is_known || *self.boot() != Boot::Clean {
-            let metadata = match file.metadata() {
-                Ok(metadata) => metadata,
-                // Evicted, or the disk fails: whoever asks for it finds out.
-                Err(_) => return,
-            };
+            // Evicted, or the disk fails: whoever asks for it finds out.
+            let Ok(metadata) = file.metadata() else { return };
             if !metadata.is_file() {
                 self.quarantine_file(&file.path(), "not a blob in its place");
                 return;
@@ -198,7 +195,7 @@ impl Disk {
                 }
             }
             Some(size) if size != metadata.len() => {
-                self.set_aside(&digest, "not of the size that was sealed")
+                self.set_aside(&digest, "not of the size that was sealed");
             }
             Some(_) if !is_durable && *self.boot() == Boot::Other => doubts.suspects.push(digest),
             Some(_) if !is_durable => doubts.unsynced.push(path),

@@ -389,7 +389,7 @@ async fn a_kept_image_is_not_evicted_also_after_a_restart() {
     let fixture = small();
     let (bytes, kept) = noise(1, 3 << 20);
     try_fill(&fixture.store, kept, &bytes).await.unwrap();
-    fixture.store.keep_image("image", HashSet::from([kept]));
+    fixture.store.keep_image("image", &HashSet::from([kept]));
     let mut fixture = fixture.reopen().await;
     for round in 0..2 {
         for seed in 10..30 {
@@ -399,7 +399,7 @@ async fn a_kept_image_is_not_evicted_also_after_a_restart() {
         assert!(fixture.store.contains(&kept).await);
         fixture = fixture.reopen().await;
     }
-    fixture.store.keep_image("image", HashSet::new());
+    fixture.store.keep_image("image", &HashSet::new());
     assert!(fixture.store.kept_by(&kept).is_empty());
 }
 

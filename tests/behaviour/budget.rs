@@ -18,11 +18,20 @@ use crate::support::http;
 use crate::support::origin::{Origin, synthetic_bytes};
 use crate::{KIB, MIB, attempt, blob, len, pull, pull_blob};
 
-/// What a directory takes, as the file system accounts it; files that go meanwhile take nothing.
-fn taken(path: &Path) -> u64 {
-    let own = fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    own + entries.map(|entry| taken(&entry.path())).sum::<u64>()
+/// What a directory takes, as the file system accounts it. A file that is moved meanwhile counts once.
+fn taken(directory: &Path) -> u64 {
+    let mut files = HashMap::new();
+    look(directory, &mut files);
+    files.values().sum()
+}
+
+fn look(path: &Path, files: &mut HashMap<u64, u64>) {
+    // What is gone takes nothing.
+    let Ok(metadata) = fs::symlink_metadata(path) else { return };
+    files.insert(metadata.ino(), metadata.blocks() * 512);
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        look(&entry.path(), files);
+    }
 }
 
 async fn edge(origin: &Origin, capacity: u64, further: &str) -> Edge {
