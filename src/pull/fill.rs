@@ -4,6 +4,9 @@
 //! brought by up to [`MAX_PIECES`] pieces into the same file, and hashed once the front has come to them.
 //! [`schedule`](super::schedule) says what is fetched next. An upstream that ignores ranges is asked for
 //! everything in order. What has arrived is never written again: a reader may have it already.
+//!
+//! A blob that no disk takes, from the beginning or from somewhere in the middle, is passed on
+//! ([`passage`](super::passage)) from the first byte that is not in the file.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;

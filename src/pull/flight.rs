@@ -4,7 +4,7 @@
 //! two tasks ever work on the same files. What one upstream has sent is not verified before its
 //! end, so the clients of another one do not follow it; they share the sealed blob.
 //! Followers read the growing file instead of a channel, so a slow client never holds bytes in
-//! memory and any offset can join. Each says which bytes it wants, and the fill fetches those and no
+//! memory and any offset can join. (What no disk takes passes through a bounded [`Window`] instead.) Each says which bytes it wants, and the fill fetches those and no
 //! others. The tail is withheld until the digest is right: whoever has the last byte has a verified
 //! blob.
 

@@ -46,7 +46,7 @@ async fn a_cache_that_is_full_goes_on_caching_within_its_budget() {
     for seed in 0..30 {
         let digest = origin.add_synthetic_blob("app", 2 * MIB, seed);
         pull_blob(edge.addr(), "app", &digest).await;
-        assert!(taken(edge.cache()) <= CAPACITY);
+        assert!(taken(&edge.cache()) <= CAPACITY);
         assert!(edge.has_blob(&digest));
     }
     assert!(edge.metric("clawhub_edge_store_evictions_total").await >= 15);
@@ -65,7 +65,7 @@ async fn what_is_being_read_is_not_evicted() {
     for seed in 0..20 {
         let other = origin.add_synthetic_blob("app", 2 * MIB, seed);
         pull_blob(edge.addr(), "app", &other).await;
-        assert!(taken(edge.cache()) <= CAPACITY);
+        assert!(taken(&edge.cache()) <= CAPACITY);
     }
     assert!(edge.has_blob(&digest));
     let rest = reader.read_to_end().await;
@@ -116,7 +116,7 @@ impl World {
         });
         let blobs = blobs.collect();
         let edge = edge(&origin, capacity, "").await;
-        let cache = edge.cache().to_owned();
+        let cache = edge.cache();
         let (is_over, pulled) = (AtomicBool::new(false), AtomicU64::new(0));
         Self { origin, edge: RwLock::new(edge), blobs, capacity, cache, is_over, pulled }
     }

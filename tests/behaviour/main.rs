@@ -16,6 +16,7 @@ mod http2;
 mod integrity;
 mod listeners;
 mod lists;
+mod passage;
 mod process;
 mod proxies;
 mod proxy_protocol;

@@ -36,6 +36,8 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 /// What [`until`] waits for comes in milliseconds or never.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Where `mount` and a shell are.
+const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// What Linux shows CPU times in to every program, whatever the kernel counts in.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -47,6 +49,7 @@ pub struct Builder {
     upstreams: String,
     toml: String,
     environment: Vec<(String, String)>,
+    file_system: Option<String>,
 }
 
 impl Builder {
@@ -100,6 +103,13 @@ impl Builder {
         self
     }
 
+    /// The cache lies on a file system of its own, in memory, with these options of its mount. Needs user namespaces:
+    /// see [`has_namespaces`].
+    pub fn file_system(mut self, options: &str) -> Self {
+        self.file_system = Some(options.to_owned());
+        self
+    }
+
     /// Writes the configuration and starts the process.
     pub async fn start(self) -> Edge {
         self.prepare().start().await
@@ -120,7 +130,8 @@ impl Builder {
             self.toml
         );
         fs::write(&config, text).expect("there is room for a configuration");
-        Prepared { directory, config, cache, environment: self.environment }
+        let (environment, file_system) = (self.environment, self.file_system);
+        Prepared { directory, config, cache, environment, file_system }
     }
 }
 
@@ -130,6 +141,7 @@ pub struct Prepared {
     config: PathBuf,
     cache: PathBuf,
     environment: Vec<(String, String)>,
+    file_system: Option<String>,
 }
 
 impl Prepared {
@@ -140,6 +152,19 @@ impl Prepared {
         for (name, value) in &self.environment {
             command.env(name, value);
         }
+        command
+    }
+
+    /// The same in a mount namespace of its own, the cache on a file system in memory. The process is the edge's.
+    fn command_on(&self, options: &str, arguments: &[&str]) -> Command {
+        const SCRIPT: &str = r#"mkdir -p "$1" && mount -t tmpfs -o "$2" cache "$1" && shift 2 && exec "$@""#;
+        let inner = self.command(arguments);
+        let inner = inner.as_std();
+        let mut command = Command::new("unshare");
+        command.args(["-Urm", "sh", "-c", SCRIPT, "sh"]).arg(&self.cache).arg(options);
+        command.arg(inner.get_program()).args(inner.get_args());
+        command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("PATH", SYSTEM_PATH).stdin(Stdio::null()).kill_on_drop(true);
         command
     }
 
@@ -176,7 +201,10 @@ impl Prepared {
     async fn launch(&self) -> (Child, BufReader<ChildStdout>, Vec<String>) {
         let log = File::options().create(true).append(true).open(self.log_path());
         let log = log.expect("there is room for a log");
-        let mut command = self.command(&["serve"]);
+        let mut command = match &self.file_system {
+            None => self.command(&["serve"]),
+            Some(options) => self.command_on(options, &["serve"]),
+        };
         command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("cargo has built the binary");
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
@@ -219,6 +247,7 @@ impl Edge {
             upstreams: String::new(),
             toml: String::new(),
             environment: Vec::new(),
+            file_system: None,
         }
     }
 
@@ -313,13 +342,42 @@ impl Edge {
     /// The hexadecimal digests of everything sealed.
     pub fn blobs(&self) -> Vec<String> {
         let mut found = Vec::new();
-        collect(&self.prepared.cache.join("blobs"), &mut found);
+        collect(&self.cache().join("blobs"), &mut found);
         found.iter().filter_map(|path| name(path)).collect()
     }
 
-    /// The cache directory.
-    pub fn cache(&self) -> &Path {
-        &self.prepared.cache
+    /// The cache directory, as this process can reach it.
+    pub fn cache(&self) -> PathBuf {
+        match &self.prepared.file_system {
+            None => self.prepared.cache.clone(),
+            Some(_) => {
+                let root = PathBuf::from(format!("/proc/{}/root", self.pid().as_raw_nonzero()));
+                root.join(self.prepared.cache.strip_prefix("/").expect("an absolute path"))
+            }
+        }
+    }
+
+    /// Runs a shell line where the edge's own file system is mounted; `$1` is the cache directory.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub async fn run_inside(&self, line: &str) {
+        let mut command = Command::new("nsenter");
+        command.args(["--preserve-credentials", "-U", "-m", "-t", &self.pid().as_raw_nonzero().to_string()]);
+        command.args(["sh", "-c", line, "sh"]).arg(&self.prepared.cache).env("PATH", SYSTEM_PATH);
+        let output = finished(command).await;
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Fills the file system of the cache to its last byte; returns what to remove.
+    pub fn fill_disk(&self) -> PathBuf {
+        let path = self.cache().join("filler");
+        let mut file = File::create(&path).expect("there is an inode left");
+        for size in [1 << 20, 4096] {
+            let zeros = vec![0; size];
+            while std::io::Write::write_all(&mut file, &zeros).is_ok() {}
+        }
+        path
     }
 
     /// Whether the digest is sealed in the cache.
@@ -330,13 +388,13 @@ impl Edge {
     /// Where a sealed blob lies.
     pub fn blob_path(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").expect("tests know their algorithm");
-        self.prepared.cache.join("blobs/sha256").join(&hex[..2]).join(hex)
+        self.cache().join("blobs/sha256").join(&hex[..2]).join(hex)
     }
 
     /// The files of blobs in flight and parked, as (name, length).
     pub fn partials(&self) -> Vec<(String, u64)> {
         let mut found = Vec::new();
-        collect(&self.prepared.cache.join("partial"), &mut found);
+        collect(&self.cache().join("partial"), &mut found);
         found.iter().filter_map(|path| Some((name(path)?, path.metadata().ok()?.len()))).collect()
     }
 
@@ -350,6 +408,17 @@ impl Edge {
         let id = self.child.id().expect("the process lives");
         i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id")
     }
+}
+
+/// Whether this machine lets a process mount a file system of its own; says so where it does not.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub fn has_namespaces() -> bool {
+    let tried = std::process::Command::new("unshare").args(["-Urm", "true"]).output();
+    let has = tried.is_ok_and(|output| output.status.success());
+    if !has {
+        eprintln!("skipped: this machine does not allow user namespaces");
+    }
+    has
 }
 
 /// The binary without configuration and with an environment of its own.
