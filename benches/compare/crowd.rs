@@ -22,6 +22,9 @@ const PIECE: usize = RATE / 4;
 const PARTS: usize = 50;
 /// Room for two pieces, so that the server feels how slowly they are taken; the kernel doubles it.
 const BUFFER: usize = 2 * PIECE;
+/// What a segment holds over Ethernet. The kernel makes send buffers for a number of segments, so that those of
+/// loopback, of 64 KiB, would have every slow reader hold 4 MiB of them, and a thousand all that TCP may have.
+const SEGMENT: u32 = 1460;
 
 /// A crowd of slow readers, gone when it is dropped.
 pub(crate) struct Crowd {
@@ -73,6 +76,7 @@ fn connect(address: SocketAddr, path: &str) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
     // Before the connection, whose window scale follows from it.
     socket.set_recv_buffer_size(BUFFER).expect("a buffer");
+    socket.set_tcp_mss(SEGMENT).expect("a TCP socket");
     socket.connect(&address.into()).expect("the server listens");
     let mut stream = TcpStream::from(socket);
     stream.write_all(&request(address, path)).expect("the request is sent");

@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Advice, fadvise, statvfs};
 
+use crate::support::clock::now;
 use crate::support::content::digest_of;
 
 /// The size of a blob, and what it takes of the edge's budget: a block and what the entry takes.
@@ -16,6 +18,8 @@ pub(crate) const CHARGE: u64 = 4096 + 256;
 /// Writers at once: creating files is the work of the kernel, one after the other in each directory.
 const WRITERS: u64 = 4;
 const SAY_EVERY: u64 = 200_000;
+/// Removers at once. Where a file system discards the blocks of each removed file, removing one waits for the disk.
+const REMOVERS: usize = 32;
 
 /// What a file system lacks for so many blobs, if it lacks anything.
 pub(crate) fn lack(directory: &Path, blobs: u64) -> Option<String> {
@@ -53,6 +57,37 @@ pub(crate) fn write_blobs(cache: &Path, blobs: u64) {
         }
     });
     rustix::fs::sync();
+}
+
+/// Removes a cache directory.
+pub(crate) fn remove(cache: &Path) {
+    let shards = fs::read_dir(cache.join("blobs/sha256")).into_iter().flatten().flatten();
+    let shards: Mutex<Vec<PathBuf>> = Mutex::new(shards.map(|shard| shard.path()).collect());
+    let next = || shards.lock().expect("no panic under the lock").pop();
+    std::thread::scope(|scope| {
+        for _ in 0..REMOVERS {
+            scope.spawn(|| {
+                while let Some(shard) = next() {
+                    fs::remove_dir_all(shard).expect("a directory of ours");
+                }
+            });
+        }
+    });
+    fs::remove_dir_all(cache).expect("a directory of ours");
+}
+
+/// Microseconds that the kernel takes to remove a file of this size, of so many in a row.
+pub(crate) fn unlink_micros(directory: &Path, files: u64) -> f64 {
+    let path = |number: u64| directory.join(number.to_string());
+    for number in 0..files {
+        fs::write(path(number), [1; SIZE]).expect("room for a file");
+    }
+    rustix::fs::sync();
+    let started = now();
+    for number in 0..files {
+        fs::remove_file(path(number)).expect("a file of ours");
+    }
+    started.elapsed().as_secs_f64() / files as f64 * 1e6
 }
 
 fn write_blob(shards: &Path, bytes: &[u8]) {

@@ -235,8 +235,9 @@ fn report(
         "{readers} readers of {blobs} blobs of {} MB, {} KiB/s each; one reader of 64 MiB hits at full speed for {} s, \
          alone and beside\nthem in the same round. Cold, every blob came from the origin behind its slow readers, the \
          last of whom had its first\nbyte after {:.1} s; everything was in the cache after {:.1} s, and the origin had \
-         sent {:.2} times what there is. The\nslow readers start with full buffers, which is what a pace above 100 % \
-         comes from. The limit is {LIMIT} MiB of anonymous\nmemory. {}\n\n{}\n{}",
+         sent {:.2} times what there is. Pace is\nwhat the slow readers got of what they would have taken; cold, they \
+         wait for their first byte before. Their segments are\nthose of Ethernet, since the kernel makes send buffers \
+         for a number of segments. The limit is {LIMIT} MiB of anonymous\nmemory. {}\n\n{}\n{}",
         size / 1_000_000,
         RATE >> 10,
         window.as_secs(),
