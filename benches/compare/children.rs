@@ -13,7 +13,7 @@ use std::process::{self, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::support::clock::{now, pause};
 
@@ -130,6 +130,14 @@ impl Child {
         address.unwrap_or_else(|| panic!("no address in {line:?}"))
     }
 
+    /// Has it end in an orderly way, and waits for that.
+    pub(crate) fn stop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.process.id().cast_signed()) {
+            kill_process(pid, Signal::TERM).expect("a child of ours");
+        }
+        self.process.wait().expect("a child of ours");
+    }
+
     /// Waits until it accepts connections.
     pub(crate) fn listening(&mut self, address: SocketAddr, log: &Path) {
         let started = now();
@@ -138,7 +146,7 @@ impl Child {
             if ended.is_some() || started.elapsed() > START_LIMIT {
                 panic!("no start: {ended:?}\n{}", fs::read_to_string(log).unwrap_or_default());
             }
-            pause(Duration::from_millis(20));
+            pause(Duration::from_millis(2));
         }
     }
 }

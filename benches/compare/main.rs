@@ -26,6 +26,8 @@
 mod bench;
 mod cell;
 mod children;
+mod crowd;
+mod fixture;
 mod hits;
 mod load;
 mod manifests;
@@ -33,12 +35,15 @@ mod options;
 mod origin;
 mod plot;
 mod report;
+mod scale;
 mod secure;
+mod slow;
 mod stats;
 mod subject;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -88,6 +93,8 @@ fn run(bench: &Bench, scenario: Scenario) -> Section {
         Scenario::Hits => hits::run(bench),
         Scenario::Manifests => manifests::run(bench),
         Scenario::Tls => tls::run(bench),
+        Scenario::Slow => slow::run(bench),
+        Scenario::Scale => scale::run(bench),
         _ => panic!("{scenario:?} is not there"),
     }
 }

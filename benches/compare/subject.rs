@@ -190,6 +190,11 @@ impl Subject {
         Self { kind, address, directory, children }
     }
 
+    /// Has it end in an orderly way; dropped, it is killed.
+    pub(crate) fn stop(mut self) {
+        self.children.iter_mut().for_each(Child::stop);
+    }
+
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.children.iter().map(Child::pid).collect()
     }
