@@ -85,6 +85,8 @@ pub(crate) fn require(kinds: &[Kind]) -> Result<(), String> {
 pub(crate) struct Setup {
     /// Certificate and key, for TLS in place of plaintext.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// Further directives of nginx's `http` block.
+    pub(crate) nginx_directives: &'static str,
     /// Varnish's memory for objects.
     pub(crate) varnish_storage: Option<&'static str>,
     /// Further tables of the edge's configuration.
@@ -145,7 +147,8 @@ impl Subject {
                          ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\nssl_buffer_size 16k;"
                     )
                 });
-                let mut text = NGINX_CONFIG.replace("{tls}", &tls);
+                let mut text =
+                    NGINX_CONFIG.replace("{tls}", &tls).replace("{directives}", setup.nginx_directives);
                 if setup.tls.is_some() {
                     text = text.replace("listen {address}", "listen {address} ssl http2");
                 }
