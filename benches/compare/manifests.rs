@@ -10,7 +10,7 @@ use crate::plot::{Panel, draw};
 use crate::report::{Section, Table};
 use crate::subject::{Kind, Setup, Subject};
 
-const KINDS: [Kind; 4] = [Kind::Edge, Kind::Nginx, Kind::Varnish, Kind::Registry];
+const KINDS: [Kind; 5] = [Kind::Edge, Kind::PlainNginx, Kind::Nginx, Kind::Varnish, Kind::Registry];
 const SIZE: usize = 2048;
 const CONNECTIONS: usize = 64;
 const REQUESTS: usize = 100_000;
@@ -89,7 +89,7 @@ fn report(cells: &[Cell], idle: &Idle) -> Section {
     ]);
     let mut figures = Vec::new();
     for cell in cells {
-        for peer in [Kind::Nginx, Kind::Varnish] {
+        for peer in [Kind::PlainNginx, Kind::Nginx, Kind::Varnish] {
             let peers = [peer];
             let found = [
                 cell.ratio(&peers, false, server),
