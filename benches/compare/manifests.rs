@@ -136,8 +136,9 @@ fn report(cells: &[Cell], idle: &Idle) -> Section {
     }
     let markdown = format!(
         "A manifest of {SIZE} bytes, {CONNECTIONS} kept connections, {REQUESTS} requests per cell and round (a tenth \
-         for docker-registry, which\nasks the origin about a tag each time, and before every\nanswer tries an origin that demands no token again: read its figures with that in mind). Everyone writes an access log to a file: nginx \
-         buffered, Varnish by varnishncsa,\nwhich is counted with it. The edge counts its metrics besides. {}\n\n{}\n{}",
+         for docker-registry, which\nasks the origin about a tag each time, and before every answer tries an origin that \
+         demands no token again: read its\nfigures with that in mind). Everyone writes an access log to a file: nginx \
+         buffered, Varnish by varnishncsa, which is\ncounted with it. The edge counts its metrics besides. {}\n\n{}\n{}",
         idle.note(),
         ratios.finish(),
         table.finish()
