@@ -26,6 +26,7 @@ mod referrers;
 mod resume;
 mod rights;
 mod service_manager;
+mod soak;
 mod sparse;
 #[path = "../support/mod.rs"]
 mod support;

@@ -297,3 +297,26 @@ async fn a_blob_that_cannot_be_moved_to_its_place_is_whole_for_those_who_follow(
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_is_known_of_an_image_is_written_down_again_once_the_disk_takes_it() {
+    if !has_namespaces() {
+        return;
+    }
+    let origin = Origin::start().await;
+    let during = origin.add_image("app", "during", vec!["a layer".into()]);
+    let after = origin.add_image("app", "after", vec!["another layer".into()]);
+    let mut edge = on(&origin, "size=40m").start().await;
+    let filler = edge.fill_disk();
+    crate::pull(&edge, "app", "during", &during).await;
+    fs::remove_file(filler).unwrap();
+    let blobs: Vec<_> = after.layer_digests.iter().chain([&after.config_digest, &after.manifest_digest]).collect();
+    until("it is cached again", async || {
+        crate::pull(&edge, "app", "after", &after).await;
+        blobs.iter().all(|digest| edge.has_blob(digest))
+    })
+    .await;
+    edge.restart().await;
+    origin.vanish().await;
+    crate::pull(&edge, "app", "after", &after).await;
+}
