@@ -10,6 +10,7 @@ mod budget;
 mod client_config;
 mod command;
 mod credentials;
+mod disk_errors;
 mod failures;
 mod fills;
 mod http2;

@@ -86,8 +86,9 @@ impl World {
         let pinned = (0..3).map(|seed| synthetic_bytes(300 * KIB, 100 + seed).into()).collect();
         let kept = origin.add_image("app", "kept", pinned);
         let (capacity, size) = (random.u64(16..64) * MIB, random.u64(24..80) * MIB);
-        let toml =
-            format!("[store.disk]\ncapacity = \"{capacity}\"\n[[tags.rules]]\nmatch = \"**:kept\"\nkeep = true");
+        let toml = format!(
+            "[store.disk]\ncapacity = \"{capacity}\"\n[[tags.rules]]\nmatch = \"**:kept\"\nkeep = true"
+        );
         let edge = Edge::builder().upstream(UPSTREAM, &origin.url(), "").toml(&toml);
         let edge = edge.file_system(&format!("size={size},nr_inodes=1000")).start().await;
         Self {
@@ -224,7 +225,7 @@ impl World {
             sleep(Duration::from_millis(random.u64(100..1200))).await;
             let duration = Duration::from_millis(random.u64(10..2500));
             match random.u8(0..if self.is_strict { 5 } else { 10 }) {
-                0 => self.fill_disk(duration).await,
+                0 => self.fill_disk(&mut random, duration).await,
                 1 => self.use_inodes_up(duration).await,
                 2 => self.make_read_only(duration).await,
                 3 => self.delete_everything().await,
@@ -241,13 +242,16 @@ impl World {
         }
     }
 
-    async fn fill_disk(&self, duration: Duration) {
+    async fn fill_disk(&self, random: &mut fastrand::Rng, duration: Duration) {
         let _alone = self.strangers.lock().await;
         let filler = {
             let edge = self.edge.read().await;
             tokio::task::block_in_place(|| edge.fill_disk())
         };
         sleep(duration).await;
+        if !self.is_strict && random.bool() {
+            self.restart(random, true).await;
+        }
         fs::remove_file(filler).unwrap();
     }
 

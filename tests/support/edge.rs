@@ -38,6 +38,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(40);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where `mount` and a shell are.
 const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+const PYTHON: &str = "python3";
+const FAULTY_DISK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/faulty_disk.py");
 /// What Linux shows CPU times in to every program, whatever the kernel counts in.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -49,7 +51,15 @@ pub struct Builder {
     upstreams: String,
     toml: String,
     environment: Vec<(String, String)>,
-    file_system: Option<String>,
+    file_system: Option<Kind>,
+}
+
+/// A file system of the cache's own.
+enum Kind {
+    /// In memory, with these options of its mount.
+    Memory(String),
+    /// Another directory, with faults on demand.
+    Faulty,
 }
 
 impl Builder {
@@ -106,7 +116,13 @@ impl Builder {
     /// The cache lies on a file system of its own, in memory, with these options of its mount. Needs user namespaces:
     /// see [`has_namespaces`].
     pub fn file_system(mut self, options: &str) -> Self {
-        self.file_system = Some(options.to_owned());
+        self.file_system = Some(Kind::Memory(options.to_owned()));
+        self
+    }
+
+    /// The cache lies on a disk that fails on demand: see [`Edge::fail_disk`] and [`has_faulty_disks`].
+    pub fn faulty_disk(mut self) -> Self {
+        self.file_system = Some(Kind::Faulty);
         self
     }
 
@@ -130,7 +146,7 @@ impl Builder {
             self.toml
         );
         fs::write(&config, text).expect("there is room for a configuration");
-        let file_system = self.file_system.map(|options| FileSystem { options, keeper: None });
+        let file_system = self.file_system.map(|kind| FileSystem { kind, keeper: None });
         Prepared { directory, config, cache, environment: self.environment, file_system }
     }
 }
@@ -144,18 +160,25 @@ pub struct Prepared {
     file_system: Option<FileSystem>,
 }
 
-/// A file system in memory, in a mount namespace of its own.
+/// A file system in a mount namespace of its own.
 struct FileSystem {
-    options: String,
+    kind: Kind,
     /// Holds the namespace, so that the file system outlives the edge; ends when its standard input does.
     keeper: Option<Child>,
 }
 
 impl FileSystem {
     async fn mount(&mut self, on: &Path) {
-        const SCRIPT: &str = r#"mkdir -p "$1" && mount -t tmpfs -o "$2" cache "$1" && echo mounted && exec cat"#;
+        const SCRIPT: &str =
+            r#"mkdir -p "$1" && mount -t tmpfs -o "$2" cache "$1" && echo mounted && exec cat"#;
         let mut command = Command::new("unshare");
-        command.args(["-Urm", "sh", "-c", SCRIPT, "sh"]).arg(on).arg(&self.options);
+        match &self.kind {
+            Kind::Memory(options) => command.args(["-Urm", "sh", "-c", SCRIPT, "sh"]).arg(on).arg(options),
+            Kind::Faulty => {
+                let (backing, control) = (on.with_extension("backing"), on.with_extension("fault"));
+                command.args(["-Urm", PYTHON, FAULTY_DISK]).args([on, &backing, &control])
+            }
+        };
         command.env_clear().env("PATH", SYSTEM_PATH).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut keeper = command.kill_on_drop(true).spawn().expect("has_namespaces was asked");
         let mut line = String::new();
@@ -411,6 +434,13 @@ impl Edge {
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// From now on whatever would `write` to the disk fails with EIO, or whatever would `read` what was not just
+    /// written; with `""` nothing.
+    pub fn fail_disk(&self, what: &str) {
+        let control = self.prepared.cache.with_extension("fault");
+        fs::write(control, what).expect("there is room for a word");
+    }
+
     /// Fills the file system of the cache to its last byte; returns what to remove.
     pub fn fill_disk(&self) -> PathBuf {
         let path = self.cache().join("filler");
@@ -461,6 +491,18 @@ pub fn has_namespaces() -> bool {
         eprintln!("skipped: this machine does not allow user namespaces");
     }
     has
+}
+
+/// Whether this machine lets a test have a disk that fails on demand; says so where it does not.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub fn has_faulty_disks() -> bool {
+    let python = std::process::Command::new(PYTHON).args(["-c", ""]).env("PATH", SYSTEM_PATH).output();
+    let has_python = python.is_ok_and(|output| output.status.success());
+    let has_fuse = File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if !has_python || !has_fuse {
+        eprintln!("skipped: a disk that fails on demand needs {PYTHON} and /dev/fuse");
+    }
+    has_python && has_fuse && has_namespaces()
 }
 
 /// The binary without configuration and with an environment of its own.
