@@ -200,6 +200,7 @@ pub(super) fn cache_status(freshness: &Freshness) -> HeaderValue {
         Served::Hit | Served::Stale => "; hit",
         Served::Revalidated => "; fwd=stale; fwd-status=200",
         Served::Miss => "; fwd=uri-miss; stored",
+        Served::Forwarded => "; fwd=uri-miss",
         Served::Collapsed => "; fwd=uri-miss; collapsed",
     });
     if let Some(ttl) = freshness.ttl {
@@ -225,6 +226,7 @@ mod tests {
             (Served::Hit, Some(12), "clawhub-edge; hit; ttl=12"),
             (Served::Stale, Some(-7), "clawhub-edge; hit; ttl=-7; detail=stale"),
             (Served::Miss, None, "clawhub-edge; fwd=uri-miss; stored"),
+            (Served::Forwarded, None, "clawhub-edge; fwd=uri-miss"),
             (Served::Collapsed, None, "clawhub-edge; fwd=uri-miss; collapsed"),
             (Served::Revalidated, None, "clawhub-edge; fwd=stale; fwd-status=200"),
         ] {

@@ -125,7 +125,7 @@ impl Puller {
         digest: &Digest,
         range: Option<&RangeRequest>,
     ) -> Result<BlobAnswer, Error> {
-        let answer = match self.stored_blob(route, digest).await? {
+        let answer = match self.stored_blob(route, digest, range).await? {
             Some(answer) => answer,
             None => self.flying_blob(route, digest, range).await?,
         };
@@ -133,7 +133,12 @@ impl Puller {
         Ok(answer)
     }
 
-    async fn stored_blob(&self, route: &Route, digest: &Digest) -> Result<Option<BlobAnswer>, Error> {
+    async fn stored_blob(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        range: Option<&RangeRequest>,
+    ) -> Result<Option<BlobAnswer>, Error> {
         if !self.store().contains(digest).await {
             return Ok(None);
         }
@@ -142,7 +147,15 @@ impl Puller {
             self.prove_blob(route, digest, Purpose::Pull).await?;
         }
         let served = if visible { Served::Hit } else { Served::Revalidated };
-        Ok(self.store().get(digest).await.map(|content| self.answer_of(content, served)))
+        let content = self.store().get(digest).await;
+        if let Some(Content::Disk(blob)) = &content
+            && let Err(error) = blob.warm(first_wanted(range, blob.size())).await
+        {
+            tracing::warn!(%digest, %error, "a cached blob cannot be read; it is fetched again");
+            self.store().distrust(blob).await;
+            return Ok(None);
+        }
+        Ok(content.map(|content| self.answer_of(content, served)))
     }
 
     fn answer_of(&self, content: Content, served: Served) -> BlobAnswer {
@@ -180,12 +193,12 @@ impl Puller {
             let size = match (range, flying) {
                 (None, _) => None,
                 (Some(_), Some((_, Some(size)))) => Some(size),
-                (Some(_), _) => self.size_upstream(route, digest).await?,
+                (Some(range), _) => self.size_upstream(route, digest, range).await?,
             };
             let wanted = match (range, size) {
                 (Some(range), Some(size)) if range.resolve(size) == Resolved::Unsatisfiable => {
                     let nothing = Content::Memory(Bytes::new());
-                    return Ok(BlobAnswer { size: Some(size), ..self.answer_of(nothing, Served::Miss) });
+                    return Ok(BlobAnswer { size: Some(size), ..self.answer_of(nothing, Served::Forwarded) });
                 }
                 (Some(range), Some(size)) => self.wanted(range, size),
                 _ => vec![WHOLE],
@@ -210,7 +223,11 @@ impl Puller {
                         // The transfer under way does not say where it ends; only its end does.
                         follower.want(vec![WHOLE]);
                     }
-                    let served = if joined { Served::Collapsed } else { Served::Miss };
+                    let served = match follower.is_kept() {
+                        _ if joined => Served::Collapsed,
+                        true => Served::Miss,
+                        false => Served::Forwarded,
+                    };
                     let source = Source::Flight(follower);
                     let errand = Errand {
                         puller: self.clone(),
@@ -241,9 +258,14 @@ impl Puller {
         }
     }
 
-    /// The size of a blob, which its upstream is asked for. Nothing where a HEAD does not tell; then the whole
-    /// blob does.
-    async fn size_upstream(&self, route: &Route, digest: &Digest) -> Result<Option<u64>, Error> {
+    /// The size of a blob of which `range` is wanted: its upstream is asked for it. Nothing where a HEAD does not
+    /// tell; then the whole blob does.
+    async fn size_upstream(
+        &self,
+        route: &Route,
+        digest: &Digest,
+        range: &RangeRequest,
+    ) -> Result<Option<u64>, Error> {
         match self.prove_blob(route, digest, Purpose::Pull).await {
             // Proxies that answer a HEAD themselves say nothing of the length, or zero.
             Ok(Some(0)) if *digest != Digest::of(digest.algorithm(), b"") => Ok(None),
@@ -251,10 +273,22 @@ impl Puller {
             Err(error @ Error::Unknown(_)) => Err(error),
             // Storage behind a redirect may refuse a HEAD to a URL that was signed for GET.
             Err(error) => {
-                tracing::debug!(%digest, %error, "its size is not known yet; it is fetched as a whole");
-                Ok(None)
+                let left = self.size_left(route, digest, range).await.filter(|_| error.is_unavailability());
+                tracing::debug!(%digest, %error, ?left, "its size cannot be asked for");
+                Ok(left)
             }
         }
+    }
+
+    /// The size of a blob of which an earlier fill has left all that is wanted: no upstream is needed for that.
+    async fn size_left(&self, route: &Route, digest: &Digest, range: &RangeRequest) -> Option<u64> {
+        if !self.is_visible(route, digest).await {
+            return None;
+        }
+        let (size, arrived) = self.store().parked(digest, route.upstream.name.as_str()).await?;
+        let wanted = self.wanted(range, size);
+        let is_left = |want: &ByteRange| arrived.contiguous_end(want.start) >= want.end;
+        (!wanted.is_empty() && wanted.iter().all(is_left)).then_some(size)
     }
 
     /// What has to be fetched so that a range can be answered: of what touches the last byte the end is
@@ -290,9 +324,18 @@ impl Puller {
                 self.prove_blob(route, digest, Purpose::Pull).await?;
                 answer(Some(size), Served::Revalidated)
             }
-            None => answer(self.prove_blob(route, digest, Purpose::Pull).await?, Served::Miss),
+            None => answer(self.prove_blob(route, digest, Purpose::Pull).await?, Served::Forwarded),
         };
         self.metrics().count_answer("blob", head.freshness.served);
         Ok(head)
+    }
+}
+
+/// Where the answer begins.
+fn first_wanted(range: Option<&RangeRequest>, size: u64) -> u64 {
+    match range.map(|range| range.resolve(size)) {
+        None | Some(Resolved::Unsatisfiable) => 0,
+        Some(Resolved::Single(range)) => range.start,
+        Some(Resolved::Several(ranges)) => ranges.first().map_or(0, |range| range.start),
     }
 }

@@ -398,6 +398,11 @@ impl Follower {
         }
     }
 
+    /// Whether what arrives is kept, as far as is known by now.
+    pub(super) fn is_kept(&self) -> bool {
+        !matches!(self.progress.borrow().phase, Phase::Passing(_) | Phase::Passed(..))
+    }
+
     /// Waits until the blob is complete and verified.
     ///
     /// # Errors

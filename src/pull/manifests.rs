@@ -104,7 +104,7 @@ impl Puller {
         if want == Want::Head {
             let head = Box::pin(self.manifest_head(route, digest, Purpose::Pull)).await?;
             if let (Some(size), Some(media_type)) = (head.size, head.media_type) {
-                let freshness = Freshness::of(Served::Miss);
+                let freshness = Freshness::of(Served::Forwarded);
                 let media_type = media_type.into();
                 return Ok(ManifestAnswer { digest: *digest, size, media_type, body: None, freshness });
             }
@@ -264,7 +264,7 @@ impl Puller {
         // A body that had to be fetched is a miss, however well the tag was known.
         let freshness = match answer.freshness.served {
             Served::Hit | Served::Revalidated | Served::Stale => freshness,
-            Served::Miss | Served::Collapsed => answer.freshness,
+            Served::Miss | Served::Forwarded | Served::Collapsed => answer.freshness,
         };
         Ok(ManifestAnswer { freshness, ..answer })
     }

@@ -62,7 +62,7 @@ impl Metrics {
             Served::Hit => "hit",
             Served::Revalidated => "revalidated",
             Served::Stale => "stale",
-            Served::Miss => "miss",
+            Served::Miss | Served::Forwarded => "miss",
             Served::Collapsed => "collapsed",
         };
         find(served).inc();

@@ -69,8 +69,10 @@ pub enum Served {
     /// From the cache although it is past its time: the upstream could not be asked, or is asked
     /// behind the client's back.
     Stale,
-    /// From the upstream.
+    /// From the upstream, and kept.
     Miss,
+    /// From the upstream, and not kept: an answer without a body, or for which no disk has room.
+    Forwarded,
     /// From the upstream, by a fetch that somebody else had started.
     Collapsed,
 }

@@ -819,14 +819,17 @@ impl Place {
         }
     }
 
-    /// Removes the files. Blocking.
+    /// Removes the files. What `file`, the data, still takes until it is closed, is to be held for as long. Blocking.
     ///
     /// # Errors
     /// The disk's; what could not be removed stays charged.
-    pub(super) fn discard(mut self) -> io::Result<()> {
+    pub(super) fn discard(mut self, file: &File) -> io::Result<Option<Reservation>> {
         remove_files(&[self.journal(), self.data.clone()])?;
-        self.reservation = None;
-        Ok(())
+        let taken = charge_of(file.metadata()?.blocks() * 512);
+        Ok(self.reservation.take().map(|mut held| {
+            held.shrink_to(taken);
+            held
+        }))
     }
 
     fn leave(&self, reservation: Reservation, charge: u64) {

@@ -138,6 +138,14 @@ impl Reservation {
         self.written = bytes;
     }
 
+    /// Gives back what is more than `bytes`; all of those are in the file system.
+    pub(super) fn shrink_to(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.ledger.release(self.bytes - bytes);
+        self.ledger.unwritten.fetch_sub(self.bytes - self.written, Ordering::Relaxed);
+        (self.bytes, self.written) = (bytes, bytes);
+    }
+
     /// Leaves `charge` in place of the reservation, for as long as the file is there.
     pub(super) fn settle(mut self, charge: u64) {
         self.ledger.charge(charge);
@@ -191,6 +199,12 @@ mod tests {
         assert_eq!((ledger.used(), ledger.unwritten()), (50, 0));
         drop(reopened);
         assert_eq!(ledger.used(), 0);
+        let mut left = ledger.reserve(60).unwrap();
+        left.note_written(30);
+        left.shrink_to(40);
+        assert_eq!((ledger.used(), ledger.unwritten()), (40, 0));
+        drop(left);
+        assert_eq!((ledger.used(), ledger.unwritten()), (0, 0));
     }
 
     proptest! {

@@ -4,13 +4,14 @@
 //!
 //! Writes go to memory at once and to the file by a task that commits whatever has queued up, one
 //! transaction at a time, so that no pull waits for an `fsync` and a `kill -9` costs milliseconds
-//! of metadata: a lost row is asked for upstream again.
+//! of metadata: a lost row is asked for upstream again. What the disk refuses is tried again until it takes it.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use equivalent::Equivalent;
 use moka::sync::Cache;
@@ -47,6 +48,8 @@ const LIST_BOUNDS: Bounds = Bounds { rows: 1000, row_bytes: 512 << 10 };
 const REFERRERS_BOUNDS: Bounds = Bounds { rows: 10_000, row_bytes: 128 << 10 };
 /// The keys of other tables are things that exist upstream, and their rows a few hundred bytes.
 const USUAL_BOUNDS: Bounds = Bounds { rows: u64::MAX, row_bytes: 512 << 10 };
+/// How long the disk is left alone after it has refused rows.
+const RETRY: Duration = Duration::from_secs(1);
 /// redb's own page cache.
 const PAGE_CACHE: usize = 16 << 20;
 
@@ -97,7 +100,7 @@ type Write = (TableDefinition<'static, &'static str, &'static [u8]>, String, Opt
 /// The metadata of one cache directory.
 #[derive(Debug, Clone)]
 pub struct Metadata {
-    database: Arc<Database>,
+    file: Arc<MetadataFile>,
     writes: mpsc::Sender<Write>,
     // Bounded and concurrent, and what falls out is still in the file. These two are asked by every hit.
     // `None` is a tag that was removed and whose row may not be gone from the file yet.
@@ -125,12 +128,12 @@ impl Metadata {
             }
             Err(error) => return Err(Error::metadata(&path, error)),
         };
-        let database = Arc::new(database);
+        let file = Arc::new(MetadataFile { path, database: RwLock::new(Some(database)) });
         let (writes, receiver) = mpsc::channel(QUEUE);
-        let (writer, draining) = (Arc::clone(&database), tasks.clone());
+        let (writer, draining) = (Arc::clone(&file), tasks.clone());
         tasks.spawn("metadata", write_behind(writer, receiver, draining));
         Ok(Self {
-            database,
+            file,
             writes,
             tags: Arc::new(HotCache::new(CACHED_ROWS)),
             visible: Arc::new(HotCache::new(CACHED_ROWS)),
@@ -262,7 +265,7 @@ impl Metadata {
 
     /// What the images consist of that are kept. Blocking.
     pub(super) fn kept(&self) -> HashMap<String, HashSet<Digest>> {
-        read_kept(&self.database).unwrap_or_else(|error| {
+        self.file.with(read_kept).unwrap_or_else(|error| {
             tracing::warn!(%error, "which images are kept could not be read; their next pull says it again");
             HashMap::new()
         })
@@ -278,8 +281,9 @@ impl Metadata {
         table: TableDefinition<'static, &'static str, &'static [u8]>,
         key: String,
     ) -> Option<T> {
-        let database = Arc::clone(&self.database);
-        let row = tokio::task::spawn_blocking(move || read_row(&database, table, &key)).await.ok()?;
+        let file = Arc::clone(&self.file);
+        let read = move || file.with(|database| read_row(database, table, &key));
+        let row = tokio::task::spawn_blocking(read).await.ok()?;
         row.unwrap_or_else(|error| {
             tracing::warn!(%error, "metadata could not be read; the upstream is asked instead");
             None
@@ -299,6 +303,38 @@ impl Metadata {
         if self.writes.try_send((table, key.to_owned(), row)).is_err() {
             self.metrics.metadata_dropped.inc();
         }
+    }
+}
+
+/// The file, and its database while it is good.
+#[derive(Debug)]
+struct MetadataFile {
+    path: PathBuf,
+    // A readers-writer lock: written only when the file is opened anew, which takes that nobody uses it.
+    database: RwLock<Option<Database>>,
+}
+
+impl MetadataFile {
+    fn with<T>(&self, use_it: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        database.as_ref().map_or_else(|| Err(io::Error::other("the file is not open").into()), use_it)
+    }
+
+    /// Writes all of the rows or none. redb takes no more of them after a failure, and the file may have been deleted:
+    /// it is then opened anew. Blocking.
+    fn commit(&self, writes: &[Write]) -> Result<(), redb::Error> {
+        if self.path.exists()
+            && let Ok(()) = self.with(|database| commit(database, writes))
+        {
+            return Ok(());
+        }
+        {
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            // Closed first: it holds a lock on the file.
+            *database = None;
+            *database = Some(open_database(&self.path)?);
+        }
+        self.with(|database| commit(database, writes))
     }
 }
 
@@ -435,7 +471,7 @@ fn read_kept(database: &Database) -> Result<HashMap<String, HashSet<Digest>>, re
     Ok(kept)
 }
 
-async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Write>, draining: Tasks) {
+async fn write_behind(file: Arc<MetadataFile>, mut receiver: mpsc::Receiver<Write>, draining: Tasks) {
     let mut batch = Vec::new();
     loop {
         let received = tokio::select! {
@@ -444,12 +480,24 @@ async fn write_behind(database: Arc<Database>, mut receiver: mpsc::Receiver<Writ
             () = draining.draining() => 0,
         };
         if received == 0 {
-            break;
+            return;
         }
-        let (database, writes) = (Arc::clone(&database), std::mem::take(&mut batch));
-        let committed = tokio::task::spawn_blocking(move || commit(&database, &writes)).await;
-        if let Ok(Err(error)) = committed {
-            tracing::warn!(%error, "metadata could not be written; it is kept in memory only");
+        let writes = Arc::new(std::mem::take(&mut batch));
+        let mut is_first = true;
+        loop {
+            let (file, rows) = (Arc::clone(&file), Arc::clone(&writes));
+            match tokio::task::spawn_blocking(move || file.commit(&rows)).await {
+                Ok(Err(error)) if is_first => {
+                    tracing::warn!(%error, "metadata cannot be written; it is kept in memory and tried again");
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "metadata still cannot be written"),
+                Ok(Ok(())) | Err(_) => break,
+            }
+            is_first = false;
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = draining.draining() => return,
+            }
         }
     }
 }

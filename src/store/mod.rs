@@ -65,6 +65,7 @@ use crate::telemetry;
 use disk::{Disk, Shared};
 use durable::DurabilityQueue;
 use images::Images;
+use journal::Journal;
 use memory::MemoryTier;
 use read::BufferPool;
 
@@ -476,6 +477,15 @@ impl Store {
                 (opened, _) => return opened,
             }
         }
+    }
+
+    /// What an earlier fill from this upstream has left of a blob, and the blob's size. Cancel safe.
+    pub async fn parked(&self, digest: &Digest, upstream: &str) -> Option<(u64, RangeSet)> {
+        let paths = self.0.disks.iter().map(|disk| (disk, disk.layout.partial(digest, upstream)));
+        let journal = paths.filter(|(disk, path)| disk.has_parked(path)).map(|(_, path)| path).next()?;
+        let read = tokio::task::spawn_blocking(move || Journal::read(&journal.with_extension("journal")));
+        let checkpoint = read.await.ok()?.ok()?;
+        Some((checkpoint.size?, checkpoint.arrived))
     }
 
     /// The same blob in flight on another disk.

@@ -14,7 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -27,6 +27,7 @@ use super::block::BlockWriter;
 use super::disk::{Disk, Place};
 use super::journal::{Checkpoint, Journal, MAX_RANGES};
 use super::layout::private_file;
+use super::ledger::Reservation;
 use super::ranges::RangeSet;
 use super::read::{BufferPool, read_chunk};
 use super::sealed::{Blob, hash_file};
@@ -85,7 +86,12 @@ impl Arrived {
 pub struct PartialFile {
     file: Arc<File>,
     pool: BufferPool,
+    // Dropped behind the file.
+    _remains: Remains,
 }
+
+/// What a file takes whose name is gone, for as long as somebody has it open.
+type Remains = Arc<OnceLock<Reservation>>;
 
 impl PartialFile {
     /// Up to `len` bytes from `offset`, at most 256 KiB; the caller knows that they have arrived.
@@ -191,6 +197,7 @@ pub struct Partial {
     /// Why the last write was not begun.
     refusal: Option<Error>,
     file: Arc<File>,
+    remains: Remains,
     /// Everything before the writer's position went into it.
     hasher: Hasher,
     writer: BlockWriter,
@@ -242,8 +249,11 @@ impl Partial {
             Some((hasher, checkpoint)) => (hasher, checkpoint.hashed, checkpoint.arrived, checkpoint.size),
             None => (Hasher::new(digest.algorithm()), 0, RangeSet::new(), None),
         };
-        // What lies behind everything that has arrived may be more than is to come.
-        file.set_len(arrived.end()).map_err(disk)?;
+        if arrived.is_empty() {
+            file.set_len(0).map_err(disk)?;
+        }
+        // What lies behind all that has arrived stays until it is written again: to cut a file off overwrites the rest
+        // of its last page with zeros, and that page may still be on its way to a client of a fill that was killed.
         let file = Arc::new(file);
         Ok(Self {
             writer: BlockWriter::new(Arc::clone(&file), store.blocks().clone(), position),
@@ -255,6 +265,7 @@ impl Partial {
             resumed: arrived.len(),
             refusal: None,
             file,
+            remains: Remains::default(),
             hasher,
             bytes_at_checkpoint: arrived.len(),
             arrived: Arrived(Arc::new(Mutex::new(arrived))),
@@ -266,7 +277,11 @@ impl Partial {
 
     /// The file for readers.
     pub fn file(&self) -> PartialFile {
-        PartialFile { file: Arc::clone(&self.file), pool: self.store.pool().clone() }
+        PartialFile {
+            file: Arc::clone(&self.file),
+            pool: self.store.pool().clone(),
+            _remains: Arc::clone(&self.remains),
+        }
     }
 
     /// The total size, where it is known.
@@ -459,7 +474,12 @@ impl Partial {
         let (size, cost) = (self.position(), self.cost());
         let (digest, place, file) = (self.digest, self.place, self.file);
         let (disk, path) = (Arc::clone(place.disk()), place.data().to_owned());
-        let sealed = blocking(move || place.seal(digest, size, file, cost)).await;
+        let sealed = blocking(move || {
+            // An earlier fill may have been told of more.
+            file.set_len(size)?;
+            place.seal(digest, size, file, cost)
+        })
+        .await;
         Ok(sealed.map_err(|source| {
             disk.failed(&source);
             Error::file(&path, source)
@@ -527,9 +547,13 @@ impl Partial {
             // The outcome of work on a file that goes away does not matter; its end does.
             let _ = self.worked().await;
         }
-        let place = self.place;
-        if let Err(error) = blocking(move || place.discard()).await {
-            tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed");
+        let (place, file) = (self.place, self.file);
+        match blocking(move || place.discard(&file)).await {
+            // It is discarded once.
+            Ok(held) => drop(held.map(|held| self.remains.set(held))),
+            Err(error) => {
+                tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed")
+            }
         }
     }
 

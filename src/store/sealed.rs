@@ -76,6 +76,19 @@ impl Blob {
         read_chunk(&self.file, &self.pool, offset, len).await
     }
 
+    /// Has the bytes from `offset` on read into the page cache, unless they are there; so many as a reader is ahead.
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// The disk's; the blob cannot be served.
+    pub async fn warm(self: &Arc<Self>, offset: u64) -> io::Result<()> {
+        let slice = self.slice(offset, self.size.saturating_sub(offset));
+        if slice.is_empty() || slice.resident_to(0) > 0 {
+            return Ok(());
+        }
+        slice.read_ahead(0).await.map(drop)
+    }
+
     /// Some of the bytes, to be sent as they are.
     pub fn slice(self: &Arc<Self>, offset: u64, len: u64) -> FileSlice {
         FileSlice::of_blob(self, offset, len)

@@ -1,4 +1,4 @@
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -116,6 +116,26 @@ async fn a_parked_fill_goes_on_where_it_stopped_also_in_the_next_process() {
     assert_eq!((partial.position(), partial.size()), (6000, Some(10_000)));
     drop(partial);
     fill(&fixture.store, digest, &bytes).await.seal().await.unwrap();
+    assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn bytes_that_a_client_may_still_have_outlive_a_kill_and_the_next_fill() {
+    let fixture = fixture();
+    let (bytes, digest) = sample((1 << 20) + 9000);
+    let partial = fill(&fixture.store, digest, &bytes.slice(..(1 << 20) + 5000)).await;
+    let file = partial.file();
+    drop(partial);
+    let mut partial = fixture.store.partial(digest, UPSTREAM).await.unwrap();
+    let position = partial.position();
+    assert!((1..(1 << 20) + 5000).contains(&position), "the last checkpoint claims less: {position}");
+    assert_eq!(file.read(position, 1000).await.unwrap(), bytes[usize::try_from(position).unwrap()..][..1000]);
+    // What an earlier fill had too much of is gone in the end.
+    let place = fixture.store.0.disks[0].layout.partial(&digest, UPSTREAM);
+    File::options().write(true).open(place).unwrap().set_len(2 << 20).unwrap();
+    partial.write_all(bytes.slice(usize::try_from(position).unwrap()..)).await.unwrap();
+    partial.seal().await.unwrap();
+    let fixture = fixture.reopen().await;
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
 }
 

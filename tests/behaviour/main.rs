@@ -10,6 +10,7 @@ mod budget;
 mod client_config;
 mod command;
 mod credentials;
+mod disk_errors;
 mod failures;
 mod fills;
 mod http2;
@@ -26,6 +27,7 @@ mod referrers;
 mod resume;
 mod rights;
 mod service_manager;
+mod soak;
 mod sparse;
 #[path = "../support/mod.rs"]
 mod support;

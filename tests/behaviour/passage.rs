@@ -1,8 +1,11 @@
 //! A disk that takes nothing more costs the cache, and no pull.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::support::edge::{Builder, Edge, UPSTREAM, has_namespaces, until};
@@ -195,6 +198,83 @@ async fn a_passage_without_a_size_and_with_a_broken_transfer_is_whole() {
     assert!(!edge.has_blob(&digest));
 }
 
+/// GET as HTTP/1.0 speaks it: the head, and everything up to the end of the connection.
+async fn get_as_of_old(addr: SocketAddr, path: &str) -> (String, Vec<u8>) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is an end, too.
+    let _ = stream.read_to_end(&mut answer).await;
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("a head") + 4;
+    let body = answer.split_off(end);
+    (String::from_utf8(answer).unwrap().to_lowercase(), body)
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_can_tell_whether_what_passed_through_is_whole() {
+    if !has_namespaces() {
+        return;
+    }
+    let (origin, digest, edge) = small("").await;
+    let path = blob("app", &digest);
+    let length = format!("content-length: {LARGE}\r\n");
+    for fault in [Fault::on("*", "nothing"), Fault::on("*", &digest).chunked()] {
+        origin.clear_faults();
+        origin.fault(fault);
+        let (head, body) = get_as_of_old(edge.addr(), &path).await;
+        assert!(head.contains(" 200 ok\r\n") && head.contains(&length), "{head}");
+        assert_eq!((body.len() as u64, sha256(&body)), (LARGE, digest.clone()));
+    }
+    origin.clear_faults();
+    origin.fault(Fault::on("GET", &digest).corrupt_at(LARGE / 2));
+    let (head, body) = get_as_of_old(edge.addr(), &path).await;
+    assert!(
+        !head.contains(" 200 ok\r\n") || (head.contains(&length) && (body.len() as u64) < LARGE),
+        "{head}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stands_still_while_others_wait_is_broken_off_and_can_come_back_for_the_rest() {
+    if !has_namespaces() {
+        return;
+    }
+    let (origin, digest, edge) = small("").await;
+    let start = Gate::new();
+    origin.fault(Fault::on("GET", &digest).times(1).gate_at(MIB, &start));
+    let path = blob("app", &digest);
+    let mut still = http::open(edge.addr(), &path, &[]).await;
+    let quick = http::open(edge.addr(), &path, &[]).await;
+    start.open();
+    // The patience of the edge is what this takes.
+    assert_eq!(digest_of(quick, Vec::new()).await, (true, digest.clone()));
+    let bytes = still.read_to_end().await;
+    assert!(!still.complete() && (bytes.len() as u64) < LARGE, "{} bytes", bytes.len());
+    let rest = format!("bytes={}-", bytes.len());
+    let rest = http::get(edge.addr(), &path, &[("Range", &rest)]).await;
+    assert_eq!((rest.status, rest.complete), (206, true));
+    assert_eq!(sha256(&[bytes, rest.body].concat()), digest);
+}
+
+#[tokio::test]
+async fn cache_status_does_not_say_stored_of_what_is_not_kept() {
+    if !has_namespaces() {
+        return;
+    }
+    let (origin, digest, edge) = small("").await;
+    let fits = origin.add_synthetic_blob("app", MIB, SEED);
+    for (digest, of_head, of_get) in [
+        (digest, "clawhub-edge; fwd=uri-miss", "clawhub-edge; fwd=uri-miss"),
+        (fits, "clawhub-edge; fwd=uri-miss", "clawhub-edge; fwd=uri-miss; stored"),
+    ] {
+        let path = blob("app", &digest);
+        let head = http::head(edge.addr(), &path, &[]).await;
+        assert_eq!(head.header("Cache-Status"), Some(of_head));
+        let got = http::get(edge.addr(), &path, &[]).await;
+        assert_eq!((got.complete, got.header("Cache-Status")), (true, Some(of_get)));
+    }
+}
+
 #[tokio::test]
 async fn a_passage_without_clients_ends_at_once() {
     if !has_namespaces() {
@@ -245,12 +325,23 @@ async fn a_directory_that_becomes_read_only_fails_no_pull() {
     crate::pull(&edge, "app", "1", &image).await;
     assert_eq!(passed(&edge, "disk").await, 3, "the blob, the config and the layer");
     assert!(edge.blobs().is_empty());
+    let readiness = http::get(edge.addr(), "/readyz", &[]).await;
+    assert_eq!(readiness.status, 200, "it still answers pulls");
+    assert!(readiness.text().starts_with("degraded: ") && readiness.text().contains("Read-only file system"));
+    assert!(edge.metrics().await.lines().any(|line| is_health(line, 0)));
     edge.run_inside("umount \"$1/partial\"").await;
     until("it is cached again", async || {
         pull_blob(edge.addr(), "app", &digest).await;
         edge.has_blob(&digest)
     })
     .await;
+    assert_eq!(http::get(edge.addr(), "/readyz", &[]).await.text(), "ok\n");
+    assert!(edge.metrics().await.lines().any(|line| is_health(line, 1)));
+}
+
+/// Whether this line of the metrics says that a disk is healthy, or not.
+fn is_health(line: &str, value: u8) -> bool {
+    line.starts_with("clawhub_edge_store_disk_healthy{") && line.ends_with(&format!("}} {value}"))
 }
 
 #[tokio::test]
@@ -296,4 +387,28 @@ async fn a_blob_that_cannot_be_moved_to_its_place_is_whole_for_those_who_follow(
         edge.has_blob(&digest)
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_known_of_an_image_is_written_down_again_once_the_disk_takes_it() {
+    if !has_namespaces() {
+        return;
+    }
+    let origin = Origin::start().await;
+    let during = origin.add_image("app", "during", vec!["a layer".into()]);
+    let after = origin.add_image("app", "after", vec!["another layer".into()]);
+    let mut edge = on(&origin, "size=40m").start().await;
+    let filler = edge.fill_disk();
+    crate::pull(&edge, "app", "during", &during).await;
+    fs::remove_file(filler).unwrap();
+    let blobs: Vec<_> =
+        after.layer_digests.iter().chain([&after.config_digest, &after.manifest_digest]).collect();
+    until("it is cached again", async || {
+        crate::pull(&edge, "app", "after", &after).await;
+        blobs.iter().all(|digest| edge.has_blob(digest))
+    })
+    .await;
+    edge.restart().await;
+    origin.vanish().await;
+    crate::pull(&edge, "app", "after", &after).await;
 }

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use crate::support::edge::{Edge, UPSTREAM, until};
 use crate::support::http;
-use crate::support::origin::{Fault, Gate, Origin};
-use crate::{MIB, attempt, blob, is_success, len, pull_blob, reached};
+use crate::support::origin::{Fault, Gate, Origin, synthetic_bytes};
+use crate::{MIB, assert_body, assert_error, attempt, blob, is_success, len, pull_blob, reached};
 
 const SIZE: u64 = 16 * MIB;
 const HALF: u64 = SIZE / 2;
@@ -242,4 +242,35 @@ async fn what_one_upstream_sends_never_reaches_the_clients_of_another() {
     assert!(!answer.is_some_and(|answer| is_success(&answer)), "its bytes are wrong");
     pull_blob(edge.addr(), "app", &digest).await;
     assert_eq!(origin.count("GET", &digest), 1);
+}
+
+#[tokio::test]
+async fn a_range_that_is_here_is_answered_without_the_upstream_and_nothing_else_is() {
+    let origin = Origin::start().await;
+    let (size, seed) = (4 * MIB, 51);
+    let digest = origin.add_synthetic_blob("app", size, seed);
+    let bytes = synthetic_bytes(size, seed);
+    let mut edge = Edge::start(&origin).await;
+    let path = blob("app", &digest);
+    let first = http::get(edge.addr(), &path, &[("Range", "bytes=1000000-1999999")]).await;
+    assert_body(&first, 206, &bytes[1_000_000..2_000_000]);
+    until("the fill has ended", async || edge.metric("clawhub_edge_flights").await == 0).await;
+    origin.vanish().await;
+    for round in 0..2 {
+        let inner = http::get(edge.addr(), &path, &[("Range", "bytes=1200000-1899999")]).await;
+        assert_body(&inner, 206, &bytes[1_200_000..1_900_000]);
+        for range in ["bytes=1200000-2100000", "bytes=0-9", "bytes=-10", "bytes=1200000-"] {
+            let absent = http::get(edge.addr(), &path, &[("Range", range)]).await;
+            assert_error(&absent, 502, "UNAVAILABLE");
+        }
+        assert_error(&http::get(edge.addr(), &path, &[]).await, 502, "UNAVAILABLE");
+        let elsewhere = blob("other", &digest);
+        let unproven = http::get(edge.addr(), &elsewhere, &[("Range", "bytes=1200000-1899999")]).await;
+        assert_error(&unproven, 502, "UNAVAILABLE");
+        if round == 0 {
+            edge.restart().await;
+        }
+    }
+    origin.come_back().await;
+    pull_blob(edge.addr(), "app", &digest).await;
 }

@@ -38,6 +38,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(40);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where `mount` and a shell are.
 const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+const PYTHON: &str = "python3";
+const FAULTY_DISK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/faulty_disk.py");
 /// What Linux shows CPU times in to every program, whatever the kernel counts in.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -49,7 +51,15 @@ pub struct Builder {
     upstreams: String,
     toml: String,
     environment: Vec<(String, String)>,
-    file_system: Option<String>,
+    file_system: Option<Kind>,
+}
+
+/// A file system of the cache's own.
+enum Kind {
+    /// In memory, with these options of its mount.
+    Memory(String),
+    /// Another directory, with faults on demand.
+    Faulty,
 }
 
 impl Builder {
@@ -106,7 +116,13 @@ impl Builder {
     /// The cache lies on a file system of its own, in memory, with these options of its mount. Needs user namespaces:
     /// see [`has_namespaces`].
     pub fn file_system(mut self, options: &str) -> Self {
-        self.file_system = Some(options.to_owned());
+        self.file_system = Some(Kind::Memory(options.to_owned()));
+        self
+    }
+
+    /// The cache lies on a disk that fails on demand: see [`Edge::fail_disk`] and [`has_faulty_disks`].
+    pub fn faulty_disk(mut self) -> Self {
+        self.file_system = Some(Kind::Faulty);
         self
     }
 
@@ -130,8 +146,8 @@ impl Builder {
             self.toml
         );
         fs::write(&config, text).expect("there is room for a configuration");
-        let (environment, file_system) = (self.environment, self.file_system);
-        Prepared { directory, config, cache, environment, file_system }
+        let file_system = self.file_system.map(|kind| FileSystem { kind, keeper: None });
+        Prepared { directory, config, cache, environment: self.environment, file_system }
     }
 }
 
@@ -141,7 +157,48 @@ pub struct Prepared {
     config: PathBuf,
     cache: PathBuf,
     environment: Vec<(String, String)>,
-    file_system: Option<String>,
+    file_system: Option<FileSystem>,
+}
+
+/// A file system in a mount namespace of its own.
+struct FileSystem {
+    kind: Kind,
+    /// Holds the namespace, so that the file system outlives the edge; ends when its standard input does.
+    keeper: Option<Child>,
+}
+
+impl FileSystem {
+    async fn mount(&mut self, on: &Path) {
+        const SCRIPT: &str =
+            r#"mkdir -p "$1" && mount -t tmpfs -o "$2" cache "$1" && echo mounted && exec cat"#;
+        let mut command = Command::new("unshare");
+        match &self.kind {
+            Kind::Memory(options) => command.args(["-Urm", "sh", "-c", SCRIPT, "sh"]).arg(on).arg(options),
+            Kind::Faulty => {
+                let (backing, control) = (on.with_extension("backing"), on.with_extension("fault"));
+                command.args(["-Urm", PYTHON, FAULTY_DISK]).args([on, &backing, &control])
+            }
+        };
+        command.env_clear().env("PATH", SYSTEM_PATH).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut keeper = command.kill_on_drop(true).spawn().expect("has_namespaces was asked");
+        let mut line = String::new();
+        let mut stdout = BufReader::new(keeper.stdout.take().expect("stdout is piped"));
+        let read = timeout(START_LIMIT, stdout.read_line(&mut line)).await;
+        assert_eq!(line, "mounted\n", "{read:?}");
+        self.keeper = Some(keeper);
+    }
+
+    fn pid(&self) -> u32 {
+        self.keeper.as_ref().and_then(Child::id).expect("it is mounted")
+    }
+
+    /// A program in the namespace. The process is the program's.
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--preserve-credentials", "-U", "-m", "-t", &self.pid().to_string(), "--"]);
+        command.env("PATH", SYSTEM_PATH).kill_on_drop(true);
+        command
+    }
 }
 
 impl Prepared {
@@ -155,21 +212,22 @@ impl Prepared {
         command
     }
 
-    /// The same in a mount namespace of its own, the cache on a file system in memory. The process is the edge's.
-    fn command_on(&self, options: &str, arguments: &[&str]) -> Command {
-        const SCRIPT: &str = r#"mkdir -p "$1" && mount -t tmpfs -o "$2" cache "$1" && shift 2 && exec "$@""#;
+    /// The same where its own file system is mounted.
+    fn command_on(&self, file_system: &FileSystem, arguments: &[&str]) -> Command {
         let inner = self.command(arguments);
         let inner = inner.as_std();
-        let mut command = Command::new("unshare");
-        command.args(["-Urm", "sh", "-c", SCRIPT, "sh"]).arg(&self.cache).arg(options);
-        command.arg(inner.get_program()).args(inner.get_args());
-        command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.env("PATH", SYSTEM_PATH).stdin(Stdio::null()).kill_on_drop(true);
+        let mut command = file_system.enter();
+        command.arg(inner.get_program()).args(inner.get_args()).env_clear();
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("PATH", SYSTEM_PATH).stdin(Stdio::null());
         command
     }
 
     /// Starts the process.
-    pub async fn start(self) -> Edge {
+    pub async fn start(mut self) -> Edge {
+        if let Some(file_system) = &mut self.file_system {
+            file_system.mount(&self.cache).await;
+        }
         let (child, stdout, endpoints) = self.launch().await;
         Edge { prepared: self, child, stdout, endpoints }
     }
@@ -203,7 +261,7 @@ impl Prepared {
         let log = log.expect("there is room for a log");
         let mut command = match &self.file_system {
             None => self.command(&["serve"]),
-            Some(options) => self.command_on(options, &["serve"]),
+            Some(file_system) => self.command_on(file_system, &["serve"]),
         };
         command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("cargo has built the binary");
@@ -310,6 +368,13 @@ impl Edge {
         (self.child, self.stdout, self.endpoints) = self.prepared.launch().await;
     }
 
+    /// Sets a variable of the next process.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        let environment = &mut self.prepared.environment;
+        environment.retain(|(known, _)| known != name);
+        environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Anonymous memory in bytes: what the process has allocated, without page cache and code.
     pub fn rss_anon(&self) -> u64 {
         let status = self.proc("status");
@@ -346,12 +411,12 @@ impl Edge {
         found.iter().filter_map(|path| name(path)).collect()
     }
 
-    /// The cache directory, as this process can reach it.
+    /// The cache directory, as the test can reach it.
     pub fn cache(&self) -> PathBuf {
         match &self.prepared.file_system {
             None => self.prepared.cache.clone(),
-            Some(_) => {
-                let root = PathBuf::from(format!("/proc/{}/root", self.pid().as_raw_nonzero()));
+            Some(file_system) => {
+                let root = PathBuf::from(format!("/proc/{}/root", file_system.pid()));
                 root.join(self.prepared.cache.strip_prefix("/").expect("an absolute path"))
             }
         }
@@ -362,11 +427,18 @@ impl Edge {
     /// # Panics
     /// If it fails.
     pub async fn run_inside(&self, line: &str) {
-        let mut command = Command::new("nsenter");
-        command.args(["--preserve-credentials", "-U", "-m", "-t", &self.pid().as_raw_nonzero().to_string()]);
-        command.args(["sh", "-c", line, "sh"]).arg(&self.prepared.cache).env("PATH", SYSTEM_PATH);
+        let file_system = self.prepared.file_system.as_ref().expect("a file system of its own");
+        let mut command = file_system.enter();
+        command.args(["sh", "-c", line, "sh"]).arg(&self.prepared.cache);
         let output = finished(command).await;
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// From now on whatever would `write` to the disk fails with EIO, or whatever would `read` what was not just
+    /// written; with `""` nothing.
+    pub fn fail_disk(&self, what: &str) {
+        let control = self.prepared.cache.with_extension("fault");
+        fs::write(control, what).expect("there is room for a word");
     }
 
     /// Fills the file system of the cache to its last byte; returns what to remove.
@@ -419,6 +491,18 @@ pub fn has_namespaces() -> bool {
         eprintln!("skipped: this machine does not allow user namespaces");
     }
     has
+}
+
+/// Whether this machine lets a test have a disk that fails on demand; says so where it does not.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub fn has_faulty_disks() -> bool {
+    let python = std::process::Command::new(PYTHON).args(["-c", ""]).env("PATH", SYSTEM_PATH).output();
+    let has_python = python.is_ok_and(|output| output.status.success());
+    let has_fuse = File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if !has_python || !has_fuse {
+        eprintln!("skipped: a disk that fails on demand needs {PYTHON} and /dev/fuse");
+    }
+    has_python && has_fuse && has_namespaces()
 }
 
 /// The binary without configuration and with an environment of its own.

@@ -101,9 +101,17 @@ pub async fn try_request(
 
 /// GET up to the response head; the body waits in the returned transfer. Panics as [`get`] does.
 pub async fn open(addr: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Transfer {
+    let opened = try_open(addr, path, headers).await;
+    opened.unwrap_or_else(|error| panic!("GET {path} of {addr}: {error}"))
+}
+
+/// GET up to the response head.
+///
+/// # Errors
+/// If no whole response head arrives.
+pub async fn try_open(addr: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Transfer> {
     let started = Instant::now();
-    let sent = async { Connection::open(addr).await?.send("GET", path, headers, b"", started).await };
-    sent.await.unwrap_or_else(|error| panic!("GET {path} of {addr}: {error}"))
+    Connection::open(addr).await?.send("GET", path, headers, b"", started).await
 }
 
 /// A kept-alive connection, for tests of what one connection carries in sequence.
