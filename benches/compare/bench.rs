@@ -42,6 +42,7 @@ impl Bench {
     }
 
     /// Tells how far it is.
+    #[expect(clippy::unused_self, reason = "it is the bench that tells")]
     pub(crate) fn say(&self, text: &str) {
         eprintln!("{text}");
     }

@@ -156,9 +156,8 @@ impl Child {
         let started = now();
         while TcpStream::connect(address).is_err() {
             let ended = self.process.try_wait().expect("a child of ours");
-            if ended.is_some() || started.elapsed() > START_LIMIT {
-                panic!("no start: {ended:?}\n{}", fs::read_to_string(log).unwrap_or_default());
-            }
+            let may_come = ended.is_none() && started.elapsed() <= START_LIMIT;
+            assert!(may_come, "no start: {ended:?}\n{}", fs::read_to_string(log).unwrap_or_default());
             pause(Duration::from_millis(2));
         }
     }

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     }
     if bench.options.json {
         let figures = sections.iter().map(|(scenario, section)| (scenario.name(), section.figures.clone()));
-        println!("{}", serde_json::Value::from_iter(figures));
+        println!("{}", figures.collect::<serde_json::Value>());
     }
     if !bench.options.quick
         && let Err(error) = report::write(&bench.options, &sections)

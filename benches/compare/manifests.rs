@@ -8,6 +8,7 @@ use crate::load::{Load, verify};
 use crate::origin::Manifest;
 use crate::plot::{Panel, draw};
 use crate::report::{Section, Table};
+use crate::stats::Ratio;
 use crate::subject::{Kind, Setup, Subject};
 
 const KINDS: [Kind; 5] = [Kind::Edge, Kind::PlainNginx, Kind::Nginx, Kind::Varnish, Kind::Registry];
@@ -98,7 +99,7 @@ fn report(cells: &[Cell], idle: &Idle) -> Section {
                 cell.ratio(&peers, false, p99),
             ];
             let mut row = vec![format!("{}, {}", peer.name(), cell.name)];
-            row.extend(found.iter().map(|ratio| ratio.show()));
+            row.extend(found.iter().map(Ratio::show));
             ratios.row(&row);
             figures.push(json!({
                 "cell": cell.name,

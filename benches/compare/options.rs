@@ -9,6 +9,7 @@ use crate::report::Scenario;
 /// Runs ClawHub Edge side by side with nginx, Varnish and docker-registry, and writes `benches/RESULTS.md`.
 #[derive(Parser, Clone)]
 #[command(name = "compare")]
+#[expect(clippy::struct_excessive_bools, reason = "one for each flag")]
 pub(crate) struct Options {
     /// What is run; everything by default.
     #[arg(long, value_delimiter = ',', value_name = "SCENARIO")]

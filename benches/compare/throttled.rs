@@ -83,6 +83,8 @@ pub(crate) fn run(bench: &Bench) -> Section {
         throttle.add(&tree(&subject.pids()));
         Row { name, subject, latency: [Vec::new(), Vec::new()], disk: Vec::new() }
     });
+    // Gigabytes on their way to the disk would be in the way of everyone.
+    rustix::fs::sync();
     let window = if bench.options.quick { QUICK_WINDOW } else { WINDOW };
     let mut idle = Idle::default();
     for round in 0..bench.options.runs {
@@ -90,14 +92,13 @@ pub(crate) fn run(bench: &Bench) -> Section {
         for at in order(&[0, 1, 2], round) {
             let row = &mut rows[*at];
             for beside in order(&[false, true], round) {
-                let hits = || steady_hits(row.subject.address, &path, window);
+                let mut hits = Hits::connect(row.subject.address, &path);
                 if *beside {
-                    let (hits, rate) = beside_a_read(&row.subject, &blob, &throttle, hits);
-                    row.latency[1].push(hits);
+                    let (latency, rate) = beside_a_read(&row.subject, &blob, &throttle, || hits.run(window));
+                    row.latency[1].push(latency);
                     row.disk.push(rate);
                 } else {
-                    let hits = hits();
-                    row.latency[0].push(hits);
+                    row.latency[0].push(hits.run(window));
                 }
             }
         }
@@ -106,36 +107,53 @@ pub(crate) fn run(bench: &Bench) -> Section {
     report(&rows, blob.size, window, &idle)
 }
 
-/// Asks for the path at a fixed pace; p50, p99 and p99.9 of the latencies in microseconds.
-fn steady_hits(address: SocketAddr, path: &str, window: Duration) -> [f64; 3] {
-    let request = request(address, path);
-    let interval = Duration::from_secs(1) / PER_SECOND;
-    let start = now() + SETTLE / 10;
-    let mut latencies: Vec<f64> = std::thread::scope(|scope| {
-        let connections: Vec<_> = (0..CONNECTIONS)
-            .map(|at| (start + interval * at, &request))
-            .map(|(due, request)| {
-                scope.spawn(move || one_of(address, request, due, interval * CONNECTIONS, start + window))
-            })
-            .collect();
-        let latencies = connections.into_iter().map(|connection| connection.join().expect("every hit"));
-        latencies.flatten().collect()
-    });
-    latencies.sort_by(f64::total_cmp);
-    quantiles(&latencies)
+/// The clients that ask for the manifest. They are connected before anything is read: a server in several processes
+/// would have those that come later answered by one that is not busy.
+struct Hits {
+    request: Vec<u8>,
+    connections: Vec<TcpStream>,
 }
 
-/// One of the connections, which asks when it is due, until the end.
-fn one_of(
-    address: SocketAddr,
+impl Hits {
+    fn connect(address: SocketAddr, path: &str) -> Self {
+        let request = request(address, path);
+        let connect = |_| {
+            let mut stream = TcpStream::connect(address).expect("the server listens");
+            stream.set_nodelay(true).expect("a TCP socket");
+            hit(&mut stream, &request);
+            stream
+        };
+        let connections = (0..CONNECTIONS).map(connect).collect();
+        Self { request, connections }
+    }
+
+    /// Asks at a fixed pace; p50, p99 and p99.9 of the latencies in microseconds.
+    fn run(&mut self, window: Duration) -> [f64; 3] {
+        let interval = Duration::from_secs(1) / PER_SECOND;
+        let start = now();
+        let request = &self.request;
+        let mut latencies: Vec<f64> = std::thread::scope(|scope| {
+            let clients = self.connections.iter_mut().zip(0..).map(|(stream, at)| {
+                let due = start + interval * at;
+                scope.spawn(move || keep_pace(stream, request, due, interval * CONNECTIONS, start + window))
+            });
+            let clients: Vec<_> = clients.collect();
+            clients.into_iter().flat_map(|client| client.join().expect("every hit")).collect()
+        });
+        latencies.sort_by(f64::total_cmp);
+        quantiles(&latencies)
+    }
+}
+
+/// Asks when it is due, until the end; the latencies in microseconds.
+fn keep_pace(
+    stream: &mut TcpStream,
     request: &[u8],
     mut due: Instant,
     interval: Duration,
     end: Instant,
 ) -> Vec<f64> {
-    let mut stream = TcpStream::connect(address).expect("the server listens");
-    stream.set_nodelay(true).expect("a TCP socket");
-    let (mut latencies, mut received) = (Vec::new(), vec![0; 16 << 10]);
+    let mut latencies = Vec::new();
     while due < end {
         // That this thread wakes up a little late is not the server's doing; that an answer came too late is.
         let wait = due.saturating_duration_since(now());
@@ -145,20 +163,22 @@ fn one_of(
             pause(wait);
             now()
         };
-        stream.write_all(request).expect("the request is sent");
-        let mut have = 0;
-        loop {
-            let read = stream.read(&mut received[have..]).expect("an answer");
-            assert!(read > 0, "the answer breaks off");
-            have += read;
-            if parse_head(&received[..have]).is_some_and(|(head, body)| have as u64 == head as u64 + body) {
-                break;
-            }
-        }
+        hit(stream, request);
         latencies.push(from.elapsed().as_secs_f64() * 1e6);
         due += interval;
     }
     latencies
+}
+
+/// One request and its whole answer.
+fn hit(stream: &mut TcpStream, request: &[u8]) {
+    stream.write_all(request).expect("the request is sent");
+    let (mut answer, mut length) = ([0; 16 << 10], 0);
+    while parse_head(&answer[..length]).is_none_or(|(head, body)| (length as u64) < head as u64 + body) {
+        let read = stream.read(&mut answer[length..]).expect("an answer");
+        assert!(read > 0, "the answer breaks off");
+        length += read;
+    }
 }
 
 /// Runs something while a client reads the blob, nothing of which is in memory at first; with it how many bytes per

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -18,8 +19,13 @@ const STRETCH: u64 = 4 << 20;
 
 /// A socket that takes files.
 pub(super) trait FileSocket: AsyncRead + AsyncWrite + Unpin {
-    /// Sends from the `at`th byte of the slice on as much as the socket takes at once.
-    fn poll_send(&mut self, cx: &mut Context<'_>, slice: &FileSlice, at: u64) -> Poll<io::Result<usize>>;
+    /// Sends of these bytes of the slice as many as the socket takes at once.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        slice: &FileSlice,
+        bytes: Range<u64>,
+    ) -> Poll<io::Result<usize>>;
 }
 
 /// What stands below hyper on a connection without TLS.
@@ -45,8 +51,8 @@ impl<S: FileSocket> FileWriter<S> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        ready!(self.poll_warm(cx, number, &slice, at))?;
-        let sent = ready!(self.io.poll_send(cx, &slice, at).map(|sent| {
+        let warm = ready!(self.poll_warm(cx, number, &slice, at))?;
+        let sent = ready!(self.io.poll_send(cx, &slice, at..warm).map(|sent| {
             self.stretch = 0;
             sent
         }))?;
@@ -55,36 +61,33 @@ impl<S: FileSocket> FileWriter<S> {
         Poll::Ready(Ok(sent))
     }
 
-    /// Sees to it that what is sent next is in the page cache: a socket that does not block does not keep `sendfile`
-    /// from waiting for the disk.
+    /// Sees to it that what is sent next is in the page cache, and returns up to where it is: a socket that does not
+    /// block does not keep `sendfile` from waiting for the disk. What is cold is read while what is warm goes out.
     fn poll_warm(
         &mut self,
         cx: &mut Context<'_>,
         number: u16,
         slice: &FileSlice,
         at: u64,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<u64>> {
         if self.warm.0 != number {
             (self.warm, self.warming) = ((number, 0), None);
         }
-        if let Some(warming) = &mut self.warming {
-            self.warm.1 = ready!(warming.as_mut().poll(cx))?;
-            self.warming = None;
-        }
-        if at >= self.warm.1 {
-            self.warm.1 = slice.resident_to(at);
-        }
-        if at >= self.warm.1 {
-            let mut warming = Box::pin(slice.clone().read_ahead(at));
-            match warming.as_mut().poll(cx) {
-                Poll::Ready(warm) => self.warm.1 = warm?,
-                Poll::Pending => {
-                    self.warming = Some(warming);
-                    return Poll::Pending;
-                }
+        if self.warming.is_none() && !slice.is_enough(at, self.warm.1) {
+            let from = self.warm.1.max(at);
+            self.warm.1 = slice.resident_to(from);
+            if self.warm.1 == from {
+                self.warming = Some(Box::pin(slice.clone().read_ahead(from)));
             }
         }
-        Poll::Ready(Ok(()))
+        if let Some(warming) = &mut self.warming {
+            match warming.as_mut().poll(cx) {
+                Poll::Ready(warm) => (self.warm.1, self.warming) = (warm?, None),
+                Poll::Pending if at < self.warm.1 => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(self.warm.1))
     }
 }
 
@@ -142,12 +145,12 @@ macro_rules! file_socket {
                 &mut self,
                 cx: &mut Context<'_>,
                 slice: &FileSlice,
-                at: u64,
+                bytes: Range<u64>,
             ) -> Poll<io::Result<usize>> {
                 use std::os::fd::AsFd as _;
                 loop {
                     ready!(self.poll_write_ready(cx))?;
-                    let send = || slice.send(self.as_fd(), at);
+                    let send = || slice.send(self.as_fd(), bytes.clone());
                     match self.try_io(tokio::io::Interest::WRITABLE, send) {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         sent => return Poll::Ready(sent),

@@ -2,6 +2,7 @@
 //! connection is.
 
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -45,14 +46,14 @@ impl<S> Paced<S> {
 }
 
 impl<S: FileSocket> Paced<S> {
-    /// Sends from the `at`th byte of a file's slice on as much as the client takes at once.
+    /// Sends of these bytes of a file's slice as many as the client takes at once.
     pub(super) fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
         slice: &FileSlice,
-        at: u64,
+        bytes: Range<u64>,
     ) -> Poll<io::Result<usize>> {
-        let outcome = self.stream.poll_send(cx, slice, at);
+        let outcome = self.stream.poll_send(cx, slice, bytes);
         self.pace(cx, outcome)
     }
 }

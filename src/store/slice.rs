@@ -1,6 +1,7 @@
 //! Bytes of a file that can be sent without being read.
 
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -52,15 +53,14 @@ impl FileSlice {
         self.start == self.end
     }
 
-    /// Sends up to 1 MiB from its `at`th byte on to a socket, in the kernel (`sendfile(2)`), and returns how many
-    /// it took.
+    /// Sends up to 1 MiB of these bytes of it to a socket, in the kernel (`sendfile(2)`), and returns how many it took.
     ///
     /// # Errors
     /// `WouldBlock`, what is wrong with the socket or the file, or `UnexpectedEof` where the file is shorter than
     /// it was. A file that is at fault is not served again.
-    pub fn send(&self, socket: BorrowedFd<'_>, at: u64) -> io::Result<usize> {
-        let mut offset = self.start + at;
-        let len = (self.end - offset).min(SEND);
+    pub fn send(&self, socket: BorrowedFd<'_>, bytes: Range<u64>) -> io::Result<usize> {
+        let mut offset = self.start + bytes.start;
+        let len = (bytes.end.min(self.len()) - bytes.start).min(SEND);
         loop {
             match sendfile(socket, self.file(), Some(&mut offset), usize::try_from(len).unwrap_or(usize::MAX))
             {
@@ -80,19 +80,22 @@ impl FileSlice {
         }
     }
 
-    /// Up to which of its bytes, from the `at`th on, a [`send`](Self::send) waits for no disk; `at` itself where it
-    /// would. A call of 0.75 µs for every 256 KiB: what lies between two resident pages came with the same read-ahead.
+    /// Up to which of its bytes, from the `at`th on, a [`send`](Self::send) waits for no disk: the next MiB, or `at`
+    /// itself where it would.
+    ///
+    /// A call of 0.75 µs for every 256 KiB: what lies between two resident pages came with the same read-ahead. Where one
+    /// is cold, the kernel begins to read it, and another look would find an island; so [`read_ahead`](Self::read_ahead)
+    /// is then to read them all.
     pub fn resident_to(&self, at: u64) -> u64 {
         let (start, end) = (self.start + at, (self.start + at + SEND).min(self.end));
-        let mut offset = start;
-        while offset < end && self.is_page_resident(offset) {
-            offset += PROBE;
-        }
-        match offset {
-            offset if offset >= end && self.is_page_resident(end - 1) => end - self.start,
-            // Up to the last page that was there.
-            offset => (offset.min(end).saturating_sub(PROBE)).max(start) - self.start,
-        }
+        let step = usize::try_from(PROBE).unwrap_or(usize::MAX);
+        let mut pages = (start..end).step_by(step).chain((start < end).then(|| end - 1));
+        if pages.all(|offset| self.is_page_resident(offset)) { end - self.start } else { at }
+    }
+
+    /// Whether the bytes up to `warm` are as many as one [`send`](Self::send) from the `at`th on takes.
+    pub fn is_enough(&self, at: u64, warm: u64) -> bool {
+        warm >= (at + SEND).min(self.len())
     }
 
     fn is_page_resident(&self, offset: u64) -> bool {
@@ -102,7 +105,7 @@ impl FileSlice {
                 Err(Errno::INTR) => {}
                 // An end that comes too early is for `send` to notice.
                 Ok(_) => return true,
-                // EAGAIN: cold. EOPNOTSUPP: the file system cannot say, so that reading is done elsewhere.
+                // EAGAIN: cold, and on its way. EOPNOTSUPP: the file system cannot say, so that reading is done elsewhere.
                 Err(_) => return false,
             }
         }
