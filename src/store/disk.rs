@@ -486,9 +486,6 @@ impl Disk {
         };
         set(&self.metrics.capacity, self.ledger.limit() + others);
         set(&self.metrics.used, self.ledger.used() + others);
-        if stats.f_files > 0 && stats.f_favail < SPARE_INODES {
-            self.wake.notify_one();
-        }
     }
 
     /// Whether the file system is about to run out of files. Blocking.
