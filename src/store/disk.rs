@@ -637,12 +637,12 @@ impl Disk {
 
     // --- health ---
 
-    /// Takes note of what the disk said to a write.
+    /// Takes note of what the disk said to a write. It is tried again at once, and then every few seconds.
     pub(super) fn failed(&self, error: &io::Error) {
         if !self.health.is_degraded() {
             self.health.degrade(&self.layout, &error.to_string());
+            self.wake.notify_one();
         }
-        self.wake.notify_one();
     }
 
     /// Tries whether the disk takes writes again. Returns whether the directory was made anew. Blocking.
