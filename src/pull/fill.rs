@@ -107,12 +107,7 @@ impl Drop for Landing<'_> {
             Ok(None) => None,
             Err(error) => Some(Phase::Failed(error)),
         };
-        self.puller.flights().end(self.flight);
-        self.flight.publish(|progress| {
-            if let Some(phase) = phase {
-                progress.phase = phase;
-            }
-        });
+        self.puller.flights().land(self.flight, phase);
     }
 }
 

@@ -313,6 +313,19 @@ impl Flights {
         Some((flight.scope.clone(), flight.progress.borrow().size))
     }
 
+    /// Ends the flight and tells its followers. Without a phase they have been told; only who has joined while it was
+    /// parking does not know yet that he has to start anew.
+    pub(super) fn land(&self, flight: &Flight, phase: Option<Phase>) {
+        self.end(flight);
+        flight.publish(|progress| match phase {
+            Some(phase) => progress.phase = phase,
+            None if matches!(progress.phase, Phase::Parking) => {
+                progress.phase = Phase::Failed(Error::Abandoned);
+            }
+            None => {}
+        });
+    }
+
     /// Takes the flight out, so that the next request starts anew or finds the sealed blob.
     pub(super) fn end(&self, flight: &Flight) {
         remove(&mut self.map.lock().unwrap_or_else(PoisonError::into_inner), flight);
@@ -598,6 +611,21 @@ mod tests {
             flights.join_or_start(&upstream(), digest(), "c", vec![WHOLE]).1.is_some(),
             "the next request starts anew"
         );
+    }
+
+    #[tokio::test]
+    async fn who_joins_what_has_passed_at_its_very_end_starts_anew() {
+        let flights = Flights::default();
+        let (first, flight) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
+        let flight = flight.unwrap();
+        flight.publish(|progress| progress.phase = Phase::Passed(None, 1));
+        drop(first);
+        assert!(flights.park_if_abandoned(&flight));
+        let (mut late, started) = flights.join_or_start(&upstream(), digest(), "a", vec![WHOLE]);
+        assert!(started.is_none());
+        flights.land(&flight, None);
+        let answered = tokio::time::timeout(Duration::from_secs(10), late.answered()).await;
+        assert!(matches!(answered, Ok(Err(Error::Abandoned))), "{answered:?}");
     }
 
     #[tokio::test]

@@ -486,9 +486,6 @@ impl Disk {
         };
         set(&self.metrics.capacity, self.ledger.limit() + others);
         set(&self.metrics.used, self.ledger.used() + others);
-        if stats.f_files > 0 && stats.f_favail < SPARE_INODES {
-            self.wake.notify_one();
-        }
     }
 
     /// Whether the file system is about to run out of files. Blocking.
@@ -640,12 +637,12 @@ impl Disk {
 
     // --- health ---
 
-    /// Takes note of what the disk said to a write.
+    /// Takes note of what the disk said to a write. It is tried again at once, and then every few seconds.
     pub(super) fn failed(&self, error: &io::Error) {
         if !self.health.is_degraded() {
             self.health.degrade(&self.layout, &error.to_string());
+            self.wake.notify_one();
         }
-        self.wake.notify_one();
     }
 
     /// Tries whether the disk takes writes again. Returns whether the directory was made anew. Blocking.

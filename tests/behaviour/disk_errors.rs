@@ -9,7 +9,7 @@ const SIZE: u64 = 3 * MIB + 123;
 
 async fn edge(origin: &Origin) -> Edge {
     let builder = Edge::builder().upstream(UPSTREAM, &origin.url(), "");
-    builder.toml("[store]\nmemory = \"0\"").faulty_disk().start().await
+    builder.faulty_disk().start().await
 }
 
 async fn readiness(edge: &Edge) -> String {
