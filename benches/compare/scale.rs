@@ -4,7 +4,6 @@
 //! them and makes the catalogue of all later ones. The origin is gone meanwhile, so that only the cache can answer.
 
 use std::fs;
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
