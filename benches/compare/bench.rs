@@ -16,7 +16,13 @@ pub(crate) struct Bench {
 /// A running origin.
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
-    _child: Child,
+    child: Child,
+}
+
+impl Origin {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
 }
 
 impl Bench {
@@ -28,7 +34,7 @@ impl Bench {
         let mut command = own("origin", &[("catalogue", &catalogue), ("rate", &rate)]);
         command.stdout(Stdio::piped());
         let mut child = self.ground.spawn(command, &directory.join("stderr.log"));
-        Origin { address: child.announced(), _child: child }
+        Origin { address: child.announced(), child }
     }
 
     pub(crate) fn subject(&self, kind: Kind, origin: SocketAddr, setup: &Setup) -> Subject {

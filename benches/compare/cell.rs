@@ -6,7 +6,7 @@ use crate::load::{Load, Moved};
 use crate::stats::{Ratio, Spread, quantile};
 use crate::subject::{Kind, Subject};
 use crate::support::clock::{now, pause};
-use crate::support::usage;
+use crate::support::usage::{self, Usage};
 
 pub(crate) const GIB: f64 = (1u64 << 30) as f64;
 pub(crate) const MIB: f64 = (1u64 << 20) as f64;
@@ -29,6 +29,28 @@ pub(crate) struct Sample {
     /// Highest resident memory and anonymous memory at the end, in bytes.
     pub(crate) peak: f64,
     pub(crate) anonymous: f64,
+}
+
+impl Sample {
+    /// What was moved and what it took, but for the memory.
+    pub(crate) fn of(moved: &Moved, used: &Usage, idle: f64) -> Self {
+        Self {
+            server: used.process,
+            machine: used.machine - idle * moved.seconds,
+            client: moved.client,
+            seconds: moved.seconds,
+            bytes: moved.bytes as f64,
+            requests: moved.requests as f64,
+            first_byte: quantiles(&moved.first_byte),
+            latency: quantiles(&moved.latency),
+            ..Self::default()
+        }
+    }
+}
+
+/// p50, p99 and p99.9 of sorted values.
+pub(crate) fn quantiles(sorted: &[f64]) -> [f64; 3] {
+    [0.5, 0.99, 0.999].map(|share| quantile(sorted, share))
 }
 
 /// The share of one core that an idle machine may use; more is somebody else's work, which spoils every figure.
@@ -88,19 +110,10 @@ pub(crate) fn measured(subject: &Subject, load: impl FnOnce() -> Moved, idle: f6
     let before = subject.usage();
     let moved = load();
     let used = subject.usage().since(&before);
-    let Moved { bytes, requests, seconds, first_byte, latency, client } = moved;
-    let quantiles = |values: &[f64]| [0.5, 0.99, 0.999].map(|share| quantile(values, share));
     Sample {
-        server: used.process,
-        machine: used.machine - idle * seconds,
-        client,
-        seconds,
-        bytes: bytes as f64,
-        requests: requests as f64,
-        first_byte: quantiles(&first_byte),
-        latency: quantiles(&latency),
         peak: subject.peak() as f64,
         anonymous: subject.rss_anon() as f64,
+        ..Sample::of(&moved, &used, idle)
     }
 }
 

@@ -68,15 +68,24 @@ impl Ground {
         path
     }
 
+    /// Has the keeper remove this empty directory once all children have ended.
+    pub(crate) fn remove_at_the_end(&self, directory: &Path) {
+        self.tell(&format!("empty {}", directory.display()));
+    }
+
     /// Starts a child whose standard error goes to `log`.
     pub(crate) fn spawn(&self, mut command: Command, log: &Path) -> Child {
         let log = fs::File::options().create(true).append(true).open(log).expect("a log file");
         command.stderr(log).stdin(Stdio::null()).process_group(0);
         let program = command.get_program().to_owned();
         let process = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        writeln!(keeper, "group {}", process.id()).expect("the keeper listens");
+        self.tell(&format!("group {}", process.id()));
         Child { process }
+    }
+
+    fn tell(&self, line: &str) {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(keeper, "{line}").expect("the keeper listens");
     }
 }
 
@@ -89,11 +98,12 @@ impl Drop for Ground {
 
 /// The keeper's process.
 pub(crate) fn keep() -> ExitCode {
-    let (mut groups, mut directory) = (Vec::new(), None);
+    let (mut groups, mut empties, mut directory) = (Vec::new(), Vec::new(), None);
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.split_once(' ') {
             Some(("group", pid)) => groups.extend(pid.parse().ok().and_then(Pid::from_raw)),
             Some(("directory", path)) => directory = Some(PathBuf::from(path)),
+            Some(("empty", path)) => empties.push(PathBuf::from(path)),
             _ => break,
         }
     }
@@ -103,6 +113,9 @@ pub(crate) fn keep() -> ExitCode {
         let _ = kill_process_group(group, Signal::KILL);
     }
     pause(Duration::from_millis(100));
+    for path in empties {
+        let _ = fs::remove_dir(path);
+    }
     if let Some(directory) = directory {
         let _ = fs::remove_dir_all(directory);
     }

@@ -44,6 +44,8 @@ pub(crate) struct Moved {
     pub(crate) seconds: f64,
     /// From the request to the first byte of the answer, in microseconds, sorted.
     pub(crate) first_byte: Vec<f64>,
+    /// When the first byte of each body came.
+    pub(crate) bodies: Vec<Instant>,
     /// From the request to the last byte, in microseconds, sorted.
     pub(crate) latency: Vec<f64>,
     /// CPU-seconds of the client.
@@ -77,6 +79,8 @@ struct Connection {
     stream: TcpStream,
     asked: Instant,
     state: State,
+    /// Something of the body has come.
+    has_body: bool,
 }
 
 enum State {
@@ -141,7 +145,7 @@ impl Load<'_> {
         let stream = TcpStream::connect(self.address).expect("the server listens");
         stream.set_nodelay(true).expect("a TCP socket");
         stream.set_nonblocking(true).expect("a socket");
-        Connection { stream, asked: now(), state: State::Idle }
+        Connection { stream, asked: now(), state: State::Idle, has_body: false }
     }
 }
 
@@ -149,6 +153,7 @@ impl Connection {
     fn ask(&mut self, request: &[u8]) {
         self.asked = now();
         self.state = State::Head { received: 0 };
+        self.has_body = false;
         // Less than the smallest send buffer, and nothing is in it.
         let sent = self.stream.write(request).expect("the request is sent");
         assert_eq!(sent, request.len(), "the request goes out at once");
@@ -156,6 +161,7 @@ impl Connection {
 
     /// Receives once; whether that was the end of an answer.
     fn receive(&mut self, copy: bool, head: &mut [u8], body: &mut [u8], moved: &mut Moved) -> bool {
+        let before = moved.bytes;
         let left = match self.state {
             State::Idle => panic!("the server closes a kept connection"),
             State::Head { received } => {
@@ -175,6 +181,10 @@ impl Connection {
                 left - read as u64
             }
         };
+        if !self.has_body && moved.bytes > before {
+            self.has_body = true;
+            moved.bodies.push(now());
+        }
         if left > 0 {
             self.state = State::Body { left };
             return false;

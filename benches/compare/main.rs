@@ -13,21 +13,24 @@
     clippy::format_push_string,
     reason = "a report of figures far below the limits of an f64"
 )]
-#![allow(
-    dead_code,
-    clippy::unused_self,
-    clippy::manual_assert,
-    clippy::redundant_closure_for_method_calls,
-    clippy::struct_excessive_bools,
-    clippy::from_iter_instead_of_collect,
-    reason = "a bench"
-)]
 
 mod bench;
 mod cell;
 mod children;
 mod crowd;
 mod fixture;
+/// The bare loop of the `fill` benchmark, with what it asks of its surroundings there.
+#[path = "../fill"]
+mod fill {
+    pub(crate) mod bare;
+    #[expect(dead_code, reason = "the loop reads heads with it; what pulls is the load client")]
+    pub(crate) mod client;
+    pub(crate) mod process {
+        pub(crate) use crate::children::setting;
+        pub(crate) use crate::support::clock::now;
+    }
+}
+mod fills;
 mod hits;
 mod load;
 mod manifests;
@@ -42,6 +45,8 @@ mod stats;
 mod subject;
 #[path = "../support/mod.rs"]
 mod support;
+mod throttle;
+mod throttled;
 mod tls;
 mod watch;
 
@@ -58,6 +63,7 @@ use subject::Kind;
 fn main() -> ExitCode {
     match children::role().as_deref() {
         Some("origin") => return origin::run(),
+        Some("bare") => return fill::bare::run(),
         Some("keeper") => return children::keep(),
         Some(role) => panic!("no role of this program: {role}"),
         None => {}
@@ -93,8 +99,9 @@ fn run(bench: &Bench, scenario: Scenario) -> Section {
         Scenario::Hits => hits::run(bench),
         Scenario::Manifests => manifests::run(bench),
         Scenario::Tls => tls::run(bench),
+        Scenario::Fills => fills::run(bench),
         Scenario::Slow => slow::run(bench),
         Scenario::Scale => scale::run(bench),
-        _ => panic!("{scenario:?} is not there"),
+        Scenario::Throttled => throttled::run(bench),
     }
 }

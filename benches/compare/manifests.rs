@@ -10,7 +10,7 @@ use crate::plot::{Panel, draw};
 use crate::report::{Section, Table};
 use crate::subject::{Kind, Setup, Subject};
 
-const KINDS: [Kind; 4] = [Kind::Edge, Kind::Nginx, Kind::Varnish, Kind::Registry];
+const KINDS: [Kind; 5] = [Kind::Edge, Kind::PlainNginx, Kind::Nginx, Kind::Varnish, Kind::Registry];
 const SIZE: usize = 2048;
 const CONNECTIONS: usize = 64;
 const REQUESTS: usize = 100_000;
@@ -89,7 +89,7 @@ fn report(cells: &[Cell], idle: &Idle) -> Section {
     ]);
     let mut figures = Vec::new();
     for cell in cells {
-        for peer in [Kind::Nginx, Kind::Varnish] {
+        for peer in [Kind::PlainNginx, Kind::Nginx, Kind::Varnish] {
             let peers = [peer];
             let found = [
                 cell.ratio(&peers, false, server),
@@ -136,8 +136,9 @@ fn report(cells: &[Cell], idle: &Idle) -> Section {
     }
     let markdown = format!(
         "A manifest of {SIZE} bytes, {CONNECTIONS} kept connections, {REQUESTS} requests per cell and round (a tenth \
-         for docker-registry, which\nasks the origin about a tag each time, and before every\nanswer tries an origin that demands no token again: read its figures with that in mind). Everyone writes an access log to a file: nginx \
-         buffered, Varnish by varnishncsa,\nwhich is counted with it. The edge counts its metrics besides. {}\n\n{}\n{}",
+         for docker-registry, which\nasks the origin about a tag each time, and before every answer tries an origin that \
+         demands no token again: read its\nfigures with that in mind). Everyone writes an access log to a file: nginx \
+         buffered, Varnish by varnishncsa, which is\ncounted with it. The edge counts its metrics besides. {}\n\n{}\n{}",
         idle.note(),
         ratios.finish(),
         table.finish()

@@ -62,7 +62,13 @@ impl Ratio {
     }
 
     pub(crate) fn show(&self) -> String {
-        format!("{:.2} [{:.2}–{:.2}]", self.median, self.low, self.high)
+        self.show_to(2)
+    }
+
+    /// `median [low–high]` with so many decimals.
+    pub(crate) fn show_to(&self, decimals: usize) -> String {
+        let Self { median, low, high } = self;
+        format!("{median:.decimals$} [{low:.decimals$}–{high:.decimals$}]")
     }
 
     pub(crate) fn json(&self) -> serde_json::Value {

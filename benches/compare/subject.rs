@@ -17,7 +17,10 @@ const REGISTRY_CONFIG: &str = include_str!("peers/registry.yml");
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Kind {
     Edge,
+    /// With descriptors and sizes of its files remembered (`open_file_cache`).
     Nginx,
+    /// Without: each hit opens its file.
+    PlainNginx,
     Varnish,
     Registry,
 }
@@ -27,6 +30,7 @@ impl Kind {
         match self {
             Self::Edge => "ClawHub Edge",
             Self::Nginx => "nginx",
+            Self::PlainNginx => "nginx without open_file_cache",
             Self::Varnish => "Varnish",
             Self::Registry => "docker-registry",
         }
@@ -36,7 +40,7 @@ impl Kind {
     fn program(self) -> (&'static str, &'static str) {
         match self {
             Self::Edge => ("clawhub-edge", "clawhub-edge"),
-            Self::Nginx => ("nginx", "nginx"),
+            Self::Nginx | Self::PlainNginx => ("nginx", "nginx"),
             Self::Varnish => ("varnishd", "varnish"),
             Self::Registry => ("docker-registry", "docker-registry"),
         }
@@ -46,7 +50,7 @@ impl Kind {
     pub(crate) fn version(self, edge: &Path) -> String {
         let (program, flag) = match self {
             Self::Edge => (edge, "--version"),
-            Self::Nginx => (Path::new("nginx"), "-v"),
+            Self::Nginx | Self::PlainNginx => (Path::new("nginx"), "-v"),
             Self::Varnish => (Path::new("varnishd"), "-V"),
             Self::Registry => (Path::new("docker-registry"), "--version"),
         };
@@ -85,6 +89,8 @@ pub(crate) fn require(kinds: &[Kind]) -> Result<(), String> {
 pub(crate) struct Setup {
     /// Certificate and key, for TLS in place of plaintext.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// Further directives of nginx's `http` block.
+    pub(crate) nginx_directives: &'static str,
     /// Varnish's memory for objects.
     pub(crate) varnish_storage: Option<&'static str>,
     /// Further tables of the edge's configuration.
@@ -137,7 +143,7 @@ impl Subject {
                 command.arg("--config").arg(config).arg("serve").stdout(Stdio::null());
                 children.push(ground.spawn(command, &log));
             }
-            Kind::Nginx => {
+            Kind::Nginx | Kind::PlainNginx => {
                 let tls = setup.tls.as_ref().map_or_else(String::new, |(certificate, key)| {
                     let (certificate, key) = (certificate.display(), key.display());
                     format!(
@@ -145,9 +151,13 @@ impl Subject {
                          ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\nssl_buffer_size 16k;"
                     )
                 });
-                let mut text = NGINX_CONFIG.replace("{tls}", &tls);
+                let mut text =
+                    NGINX_CONFIG.replace("{tls}", &tls).replace("{directives}", setup.nginx_directives);
                 if setup.tls.is_some() {
                     text = text.replace("listen {address}", "listen {address} ssl http2");
+                }
+                if kind == Kind::PlainNginx {
+                    text = text.replace("open_file_cache max", "# open_file_cache max");
                 }
                 let config = write("nginx.conf", fill_in(&text));
                 let mut command = Command::new("nginx");

@@ -226,7 +226,7 @@ impl Service {
             Target::Catalog { .. } => Kind::Catalog,
             Target::Upload { .. } => Kind::Write,
         };
-        let answer = self.target_answer(parts, &request).await.unwrap_or_else(Answer::from);
+        let answer = self.target_answer(parts, &request, via).await.unwrap_or_else(Answer::from);
         let answer = match &request.ns {
             Some(ns) => answer.header(OCI_NAMESPACE, ns.as_str()),
             None => answer,
@@ -234,31 +234,37 @@ impl Service {
         (kind, answer)
     }
 
-    async fn target_answer(&self, parts: &Parts, request: &ApiRequest) -> Result<Answer, Refusal> {
+    async fn target_answer(&self, parts: &Parts, request: &ApiRequest, via: Via) -> Result<Answer, Refusal> {
         let ns = request.ns.as_deref();
         // hyper moves the future of every request, so all but that of a hot manifest are boxed.
         match &request.target {
             Target::Base => Ok(Answer::text(StatusCode::OK, JSON, "{}")),
             Target::Manifest { repository, reference } => {
-                self.manifest(parts, &self.route(parts, ns, repository)?, reference).await
+                self.manifest(parts, &self.route(parts, ns, repository, via)?, reference).await
             }
             Target::Blob { repository, digest } => {
-                Box::pin(self.blob(parts, &self.route(parts, ns, repository)?, digest)).await
+                Box::pin(self.blob(parts, &self.route(parts, ns, repository, via)?, digest)).await
             }
             Target::Tags { repository, page } => {
-                Box::pin(self.tags(&self.route(parts, ns, repository)?, repository, page, ns)).await
+                Box::pin(self.tags(&self.route(parts, ns, repository, via)?, repository, page, ns)).await
             }
             Target::Referrers { repository, .. } => {
-                Box::pin(self.referrers(&self.route(parts, ns, repository)?, &request.target, ns)).await
+                Box::pin(self.referrers(&self.route(parts, ns, repository, via)?, &request.target, ns)).await
             }
-            Target::Catalog { page } => Box::pin(self.catalog(parts, page, ns)).await,
+            Target::Catalog { page } => Box::pin(self.catalog(parts, page, ns, &via)).await,
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
         }
     }
 
-    fn route(&self, parts: &Parts, ns: Option<&str>, repository: &Repository) -> Result<Route, Refusal> {
+    fn route(
+        &self,
+        parts: &Parts,
+        ns: Option<&str>,
+        repository: &Repository,
+        via: Via,
+    ) -> Result<Route, Refusal> {
         let route = self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
-        Ok(Route { via: via(parts), ..route })
+        Ok(Route { via, ..route })
     }
 
     async fn manifest(&self, parts: &Parts, route: &Route, reference: &Reference) -> Result<Answer, Refusal> {
@@ -335,9 +341,15 @@ impl Service {
     }
 
     /// The repositories of one upstream, under the names that it gives them.
-    async fn catalog(&self, parts: &Parts, page: &Page, ns: Option<&str>) -> Result<Answer, Refusal> {
+    async fn catalog(
+        &self,
+        parts: &Parts,
+        page: &Page,
+        ns: Option<&str>,
+        via: &Via,
+    ) -> Result<Answer, Refusal> {
         let upstream = self.routes.upstream(ns, host(parts)).map_err(|error| Refusal::from(&error))?;
-        let list = self.puller.catalog(upstream, &via(parts), page).await;
+        let list = self.puller.catalog(upstream, via, page).await;
         let list = list
             .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
         let document = serde_json::json!({ "repositories": list.entries }).to_string();

@@ -400,19 +400,26 @@ fn encode_hex<'a>(bytes: &[u8], hex: &'a mut [u8; MAX_HEX]) -> &'a str {
 fn decode_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     let (pairs, _) = hex.as_bytes().as_chunks::<2>();
+    // Every digit is looked at, whatever those before it were: no branch for each of them.
+    let mut all = 0;
     for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
-        *byte = nibble(high)? << 4 | nibble(low)?;
+        let (high, low) = (NIBBLES[usize::from(high)], NIBBLES[usize::from(low)]);
+        all |= high | low;
+        *byte = high << 4 | low & 0xf;
     }
-    Some(bytes)
+    (all < 0x10).then_some(bytes)
 }
 
-fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+/// The value of each lower-case hexadecimal digit; 0xff where a byte is none.
+const NIBBLES: [u8; 256] = {
+    let mut values = [0xff; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
     }
-}
+    values
+};
 
 #[cfg(test)]
 mod tests {
