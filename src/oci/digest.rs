@@ -413,9 +413,9 @@ fn decode_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
 /// The value of each lower-case hexadecimal digit; 0xff where a byte is none.
 const NIBBLES: [u8; 256] = {
     let mut values = [0xff; 256];
-    let mut value = 0;
+    let mut value = 0_u8;
     while value < 16 {
-        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        values[b"0123456789abcdef"[value as usize] as usize] = value;
         value += 1;
     }
     values

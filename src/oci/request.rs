@@ -273,7 +273,8 @@ fn parse_target(rest: &str, parameters: Parameters) -> Result<Target, RequestErr
 /// Each segment decoded by itself; the slashes between them are those of the wire.
 fn decode_path(path: &str) -> Result<Cow<'_, str>, RequestError> {
     // Looked at to its end, so that the compiler can look at many bytes at once.
-    if path.bytes().fold(true, |plain, byte| plain & byte.is_ascii_graphic() & (byte != b'%')) {
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'%';
+    if path.bytes().fold(true, |all, byte| all & is_plain(byte)) {
         return Ok(Cow::Borrowed(path));
     }
     let segments = path.split('/').map(decode_segment).collect::<Result<Vec<_>, _>>()?;

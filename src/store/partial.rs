@@ -552,7 +552,7 @@ impl Partial {
             // It is discarded once.
             Ok(held) => drop(held.map(|held| self.remains.set(held))),
             Err(error) => {
-                tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed")
+                tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed");
             }
         }
     }

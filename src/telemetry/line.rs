@@ -248,8 +248,8 @@ fn digits<const WIDTH: usize>(mut value: u64) -> [u8; WIDTH] {
 /// Whether a text needs no escape in either format, as nearly every one. It is looked at to its end, which is what lets
 /// the compiler look at many bytes at once.
 fn is_plain(text: &str) -> bool {
-    let plain = |byte| matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\');
-    text.bytes().fold(true, |all, byte| all & plain(byte))
+    let is_plain = |byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    text.bytes().fold(true, |all, byte| all & is_plain(byte))
 }
 
 fn quote(line: &mut Vec<u8>, text: &str) {
