@@ -24,6 +24,10 @@ use super::tls::TlsError;
 /// Connections that the kernel completes before they are accepted; `net.core.somaxconn` may allow fewer.
 const BACKLOG: i32 = 4096;
 
+/// What the kernel holds of an answer beyond what is on its way: a thousand slow readers would otherwise take 2 GiB, and
+/// with it the kernel's memory for TCP, which slows down everybody else.
+const UNSENT: u32 = 256 << 10;
+
 /// A client that vanished without a word is noticed after about two minutes, also while nothing is sent.
 const KEEPALIVE_AFTER: Duration = Duration::from_mins(1);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
@@ -208,6 +212,7 @@ fn bind_tcp(address: SocketAddr, takes_ipv4_too: bool) -> io::Result<TcpListener
 
 fn inheritable_options(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_AFTER)
         .with_interval(KEEPALIVE_EVERY)

@@ -54,7 +54,7 @@ use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 pub use config::{Amount, DiskConfig, StoreConfig};
 pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
 pub use partial::{Arrived, Partial, PartialFile, Piece, Salvage, SealError};
-use partial::{BLOCK, PIECE_BLOCK};
+use partial::{BLOCK, LARGE_BLOCKS, PIECE_BLOCK};
 pub use ranges::RangeSet;
 pub use sealed::Blob;
 pub use slice::FileSlice;
@@ -591,8 +591,10 @@ impl Store {
         &self.0.pool
     }
 
+    /// Where a fill takes its blocks from: small ones where many fill at once, since memory then counts for more than
+    /// hops to the disk.
     fn blocks(&self) -> &BufferPool {
-        &self.0.blocks
+        if self.0.blocks.in_use() < LARGE_BLOCKS { &self.0.blocks } else { &self.0.piece_blocks }
     }
 
     fn piece_blocks(&self) -> &BufferPool {

@@ -38,6 +38,8 @@ use crate::oci::{Digest, Hasher, Mismatch};
 /// What is written at once: amortises the hop to the blocking pool. A fill holds two blocks, one
 /// that is written and one that gathers.
 pub(super) const BLOCK: usize = 1 << 20;
+/// So many of them in use, and a fill that begins takes smaller ones.
+pub(super) const LARGE_BLOCKS: usize = 16;
 /// The same for a piece, of which a fill may have several.
 pub(super) const PIECE_BLOCK: usize = 256 << 10;
 /// What is hashed from the file at once: long enough to amortise the hop, short enough that a stop

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ pub(super) struct BufferPool {
     size: usize,
     // A mutex: one uncontended lock per buffer is lost in the copy of its bytes.
     free: Arc<Mutex<Vec<Box<[u8]>>>>,
+    in_use: Arc<AtomicUsize>,
     /// Reads of cold files at once, so that a thousand cold readers leave threads for everything else.
     cold: Arc<Semaphore>,
 }
@@ -49,7 +51,12 @@ impl BufferPool {
 
     /// A pool of buffers of `size` bytes.
     pub(super) fn new(size: usize) -> Self {
-        Self { size, free: Arc::default(), cold: Arc::new(Semaphore::new(COLD_READS)) }
+        Self {
+            size,
+            free: Arc::default(),
+            in_use: Arc::default(),
+            cold: Arc::new(Semaphore::new(COLD_READS)),
+        }
     }
 
     /// A turn to read what is not in the page cache. Cancel safe.
@@ -58,8 +65,14 @@ impl BufferPool {
         Arc::clone(&self.cold).acquire_owned().await.ok()
     }
 
+    /// How many of its buffers are held by somebody.
+    pub(super) fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
     /// A buffer with nothing in it.
     pub(super) fn take(&self) -> Buffer {
+        self.in_use.fetch_add(1, Ordering::Relaxed);
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let memory = free.unwrap_or_else(|| vec![0; self.size + PAGE].into_boxed_slice());
         let start = memory.as_ptr().align_offset(PAGE);
@@ -67,6 +80,7 @@ impl BufferPool {
     }
 
     fn give_back(&self, memory: Box<[u8]>) {
+        self.in_use.fetch_sub(1, Ordering::Relaxed);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < (POOLED / self.size).max(1) {
             free.push(memory);
