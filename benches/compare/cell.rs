@@ -118,34 +118,36 @@ pub(crate) fn measured(subject: &Subject, load: impl FnOnce() -> Moved, idle: f6
 }
 
 /// The samples of one cell, one per round, of each subject.
-pub(crate) struct Cell {
+pub(crate) struct Cell<K = Kind, S = Sample> {
     pub(crate) name: String,
-    pub(crate) rows: Vec<(Kind, Vec<Sample>)>,
+    pub(crate) rows: Vec<(K, Vec<S>)>,
 }
 
-impl Cell {
-    pub(crate) fn new(name: String, kinds: &[Kind]) -> Self {
-        Self { name, rows: kinds.iter().map(|kind| (*kind, Vec::new())).collect() }
+impl<K: Copy + PartialEq, S> Cell<K, S> {
+    pub(crate) fn new(name: String, subjects: &[K]) -> Self {
+        Self { name, rows: subjects.iter().map(|subject| (*subject, Vec::new())).collect() }
     }
 
-    pub(crate) fn push(&mut self, kind: Kind, sample: Sample) {
-        if let Some((_, samples)) = self.rows.iter_mut().find(|(of, _)| *of == kind) {
+    pub(crate) fn push(&mut self, subject: K, sample: S) {
+        if let Some((_, samples)) = self.rows.iter_mut().find(|(of, _)| *of == subject) {
             samples.push(sample);
         }
     }
 
     /// The values of a subject, in the order of the rounds.
-    pub(crate) fn values(&self, kind: Kind, value: impl Fn(&Sample) -> f64) -> Vec<f64> {
+    pub(crate) fn values(&self, subject: K, value: impl Fn(&S) -> f64) -> Vec<f64> {
         self.rows
             .iter()
-            .find(|(of, _)| *of == kind)
+            .find(|(of, _)| *of == subject)
             .map_or_else(Vec::new, |(_, samples)| samples.iter().map(value).collect())
     }
 
-    pub(crate) fn spread(&self, kind: Kind, value: impl Fn(&Sample) -> f64) -> Spread {
-        Spread::of(self.values(kind, value))
+    pub(crate) fn spread(&self, subject: K, value: impl Fn(&S) -> f64) -> Spread {
+        Spread::of(self.values(subject, value))
     }
+}
 
+impl Cell {
     /// The edge's figure over that of the best of these peers in the same round; best is least, or most if `more`.
     pub(crate) fn ratio(&self, peers: &[Kind], more: bool, value: impl Fn(&Sample) -> f64 + Copy) -> Ratio {
         let ours = self.values(Kind::Edge, value);

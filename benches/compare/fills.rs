@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::bench::{Bench, Origin};
-use crate::cell::{GIB, Idle, MIB, Sample, measured, order};
+use crate::cell::{Cell, GIB, Idle, MIB, Sample, measured, order};
 use crate::children::{Child, own};
 use crate::load::{Load, Moved};
 use crate::origin::{Blob, bytes_sent};
@@ -66,59 +66,53 @@ struct Pull {
 }
 
 /// What is pulled in one way, by one server after the other.
-struct Cell {
-    name: String,
+struct Way {
+    cell: Cell<Server, Pull>,
     clients: usize,
     is_limited: bool,
-    rows: Vec<(Server, Vec<Pull>)>,
 }
 
-impl Cell {
+impl Way {
     fn new(name: String, clients: usize, is_limited: bool, servers: &[Server]) -> Self {
-        let rows = servers.iter().map(|server| (*server, Vec::new())).collect();
-        Self { name, clients, is_limited, rows }
+        Self { cell: Cell::new(name, servers), clients, is_limited }
     }
+}
 
-    fn values(&self, server: Server, value: impl Fn(&Pull) -> f64) -> Vec<f64> {
-        let row = self.rows.iter().find(|(of, _)| *of == server);
-        row.map_or_else(Vec::new, |(_, pulls)| pulls.iter().map(value).collect())
-    }
-
-    fn spread(&self, server: Server, value: impl Fn(&Pull) -> f64) -> Spread {
-        Spread::of(self.values(server, value))
-    }
-
-    fn ratio(&self, server: Server, to: Server, value: impl Fn(&Pull) -> f64 + Copy) -> Ratio {
-        Ratio::paired(&self.values(server, value), &self.values(to, value))
-    }
+/// One server's figure over another's in the same round.
+fn ratio(
+    cell: &Cell<Server, Pull>,
+    server: Server,
+    to: Server,
+    value: impl Fn(&Pull) -> f64 + Copy,
+) -> Ratio {
+    Ratio::paired(&cell.values(server, value), &cell.values(to, value))
 }
 
 pub(crate) fn run(bench: &Bench) -> Section {
     let blob = Blob::new(1, if bench.options.quick { QUICK_SIZE } else { SIZE });
     let origin = bench.origin(std::slice::from_ref(&blob), &[], None);
     let limited = bench.origin(std::slice::from_ref(&blob), &[], Some(RATE));
-    let mut cells = [
-        Cell::new("1 client".to_owned(), 1, false, &[Server::Bare, EDGE, NGINX, VARNISH]),
-        Cell::new("1 client".to_owned(), 1, true, &[Server::Direct, EDGE, NGINX, VARNISH]),
-        Cell::new(format!("{CROWD} clients"), CROWD, true, &[Server::Direct, EDGE, NGINX, VARNISH]),
+    let mut ways = [
+        Way::new("1 client".to_owned(), 1, false, &[Server::Bare, EDGE, NGINX, VARNISH]),
+        Way::new("1 client".to_owned(), 1, true, &[Server::Direct, EDGE, NGINX, VARNISH]),
+        Way::new(format!("{CROWD} clients"), CROWD, true, &[Server::Direct, EDGE, NGINX, VARNISH]),
     ];
     let mut idle = Idle::default();
     for round in 0..bench.options.runs {
         let baseline = idle.measure();
-        for cell in &mut cells {
-            let origin = if cell.is_limited { &limited } else { &origin };
-            let places: Vec<usize> = (0..cell.rows.len()).collect();
-            for at in order(&places, round) {
-                let server = cell.rows[*at].0;
+        for way in &mut ways {
+            let origin = if way.is_limited { &limited } else { &origin };
+            let servers: Vec<Server> = way.cell.rows.iter().map(|(server, _)| *server).collect();
+            for server in order(&servers, round).copied() {
                 // A direct download is what one client gets of the link.
-                let clients = if server == Server::Direct { 1 } else { cell.clients };
-                let pulled = pull(bench, origin, &blob, server, clients, cell.is_limited, baseline);
-                cell.rows[*at].1.push(pulled);
+                let clients = if server == Server::Direct { 1 } else { way.clients };
+                let pulled = pull(bench, origin, &blob, server, clients, way.is_limited, baseline);
+                way.cell.push(server, pulled);
             }
         }
         bench.say(&format!("fills: round {} of {}", round + 1, bench.options.runs));
     }
-    report(&cells, &blob, &idle)
+    report(&ways.map(|way| way.cell), &blob, &idle)
 }
 
 /// Has all clients pull the blob at once from a server that has nothing of it.
@@ -216,7 +210,7 @@ fn seconds(pull: &Pull) -> f64 {
     pull.sample.seconds
 }
 
-fn report(cells: &[Cell; 3], blob: &Blob, idle: &Idle) -> Section {
+fn report(cells: &[Cell<Server, Pull>; 3], blob: &Blob, idle: &Idle) -> Section {
     let (megabytes, rate) = (blob.size / 1_000_000, RATE / 1_000_000);
     let [cost, link, crowd] = cells;
     let mut figures = Vec::new();
@@ -235,10 +229,10 @@ fn report(cells: &[Cell; 3], blob: &Blob, idle: &Idle) -> Section {
     Section { title: "Cold fills", markdown, plot: Some(plot(cells)), figures: json!(figures) }
 }
 
-fn report_cost(cell: &Cell, figures: &mut Vec<serde_json::Value>) -> String {
+fn report_cost(cell: &Cell<Server, Pull>, figures: &mut Vec<serde_json::Value>) -> String {
     let mut ratios = Table::new(&["edge ÷", "server CPU per GiB", "machine CPU per GiB", "seconds"]);
     for peer in [Server::Bare, NGINX, VARNISH] {
-        let found = [server_cpu, machine_cpu, seconds].map(|value| cell.ratio(EDGE, peer, value));
+        let found = [server_cpu, machine_cpu, seconds].map(|value| ratio(cell, EDGE, peer, value));
         ratios.row(&[peer.name().to_owned(), found[0].show(), found[1].show(), found[2].show()]);
         figures.push(json!({
             "cell": cell.name,
@@ -280,7 +274,7 @@ fn report_cost(cell: &Cell, figures: &mut Vec<serde_json::Value>) -> String {
     format!("{}\n{}", ratios.finish(), table.finish())
 }
 
-fn report_links(cells: &[&Cell], figures: &mut Vec<serde_json::Value>) -> String {
+fn report_links(cells: &[&Cell<Server, Pull>], figures: &mut Vec<serde_json::Value>) -> String {
     let mut table = Table::new(&[
         "cell",
         "subject",
@@ -295,7 +289,7 @@ fn report_links(cells: &[&Cell], figures: &mut Vec<serde_json::Value>) -> String
     for cell in cells {
         for (server, _) in &cell.rows {
             let spread = |value: fn(&Pull) -> f64| cell.spread(*server, value);
-            let to_direct = cell.ratio(*server, Server::Direct, seconds);
+            let to_direct = ratio(cell, *server, Server::Direct, seconds);
             table.row(&[
                 cell.name.clone(),
                 server.name().to_owned(),
@@ -322,19 +316,19 @@ fn report_links(cells: &[&Cell], figures: &mut Vec<serde_json::Value>) -> String
 }
 
 /// The highest resident memory of a cache; the others are not looked at.
-fn memory(cell: &Cell, server: Server) -> String {
+fn memory(cell: &Cell<Server, Pull>, server: Server) -> String {
     match server {
         Server::Direct | Server::Bare => "–".to_owned(),
         Server::Cache(_) => format!("{:.0}", cell.spread(server, |pull| pull.sample.peak / MIB).median),
     }
 }
 
-fn busy(cell: &Cell, server: Server) -> String {
+fn busy(cell: &Cell<Server, Pull>, server: Server) -> String {
     let share = cell.spread(server, |pull| 100.0 * pull.sample.client / pull.sample.seconds);
     format!("{:.0} %", share.median)
 }
 
-fn plot([cost, link, crowd]: &[Cell; 3]) -> String {
+fn plot([cost, link, crowd]: &[Cell<Server, Pull>; 3]) -> String {
     let costs = Panel {
         title: "Cold fill by one client, CPU-seconds per GiB (less is better)".to_owned(),
         groups: vec!["server".to_owned(), "machine".to_owned()],
@@ -346,7 +340,7 @@ fn plot([cost, link, crowd]: &[Cell; 3]) -> String {
             })
             .collect(),
     };
-    let to_direct = |cell: &Cell, server| {
+    let to_direct = |cell: &Cell<Server, Pull>, server| {
         let (ours, direct) = (cell.values(server, seconds), cell.values(Server::Direct, seconds));
         Some(Spread::of(ours.iter().zip(&direct).map(|(ours, direct)| ours / direct)))
     };

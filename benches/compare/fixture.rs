@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Advice, fadvise, statvfs};
+use rustix::fs::statvfs;
 
 use crate::support::clock::now;
 use crate::support::content::digest_of;
+use crate::support::pages::forget_pages;
 
 /// The size of a blob, and what it takes of the edge's budget: a block and what the entry takes.
 const SIZE: usize = 512;
@@ -98,11 +99,11 @@ fn write_blob(shards: &Path, bytes: &[u8]) {
 }
 
 /// The catalogue is read from the disk the next time, as after a boot of the machine.
-pub(crate) fn forget_pages(cache: &Path) {
+pub(crate) fn forget_catalogue(cache: &Path) {
     rustix::fs::sync();
     for name in ["catalogue.redb", "metadata.redb"] {
         if let Ok(file) = File::open(cache.join(name)) {
-            fadvise(&file, 0, None, Advice::DontNeed).expect("a file");
+            forget_pages(&file);
         }
     }
 }

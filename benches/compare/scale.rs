@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::bench::Bench;
 use crate::cell::{Idle, MIB};
-use crate::fixture::{CHARGE, forget_pages, lack, remove, unlink_micros, write_blobs};
+use crate::fixture::{CHARGE, forget_catalogue, lack, remove, unlink_micros, write_blobs};
 use crate::load::{parse_head, request, verify};
 use crate::origin::Blob;
 use crate::plot::{Panel, draw};
@@ -165,7 +165,7 @@ impl Starting<'_> {
     /// Starts the edge over so many blobs, and waits until nothing is left to do; until all are `hashed`, if they
     /// are to be.
     fn start(&self, blobs: u64, hashed: bool) -> (Start, Subject) {
-        forget_pages(self.cache);
+        forget_catalogue(self.cache);
         let started = now();
         let edge = self.bench.subject(Kind::Edge, self.origin, self.setup);
         let watch = Watch::start(&edge);

@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, fadvise, major, minor};
+use rustix::fs::{major, minor};
 
 use crate::children::Ground;
+use crate::support::pages::forget_pages;
 
 const CONTROLLER: &str = "/sys/fs/cgroup/blkio";
 
@@ -64,15 +65,12 @@ fn disk_of(directory: &Path) -> Result<String, String> {
 }
 
 /// Drops the pages of all files below this directory that have at least so many bytes; how many such files there are.
-pub(crate) fn forget_pages(directory: &Path, least: u64) -> usize {
+pub(crate) fn forget_large_files(directory: &Path, least: u64) -> usize {
     let entries = fs::read_dir(directory).expect("a directory of ours").flatten();
     let of = |path: PathBuf| match fs::symlink_metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => forget_pages(&path, least),
+        Ok(metadata) if metadata.is_dir() => forget_large_files(&path, least),
         Ok(metadata) if metadata.is_file() && metadata.len() >= least => {
-            let file = File::open(&path).expect("a file of ours");
-            // A page that is not written yet cannot be dropped.
-            file.sync_data().expect("room on the disk");
-            fadvise(&file, 0, None, Advice::DontNeed).expect("a file");
+            forget_pages(&File::open(&path).expect("a file of ours"));
             1
         }
         _ => 0,

@@ -21,7 +21,7 @@ use crate::stats::{Ratio, Spread};
 use crate::subject::{Kind, Setup, Subject};
 use crate::support::clock::{now, pause};
 use crate::support::usage::tree;
-use crate::throttle::{Throttle, forget_pages};
+use crate::throttle::{Throttle, forget_large_files};
 
 const SIZE: u64 = 4 << 30;
 const QUICK_SIZE: u64 = 1 << 30;
@@ -189,7 +189,7 @@ fn beside_a_read<T>(
     throttle: &Throttle,
     run: impl FnOnce() -> T,
 ) -> (T, f64) {
-    assert!(forget_pages(&subject.directory, blob.size) > 0, "the blob is on the disk");
+    assert!(forget_large_files(&subject.directory, blob.size) > 0, "the blob is on the disk");
     let is_over = AtomicBool::new(false);
     let (came, rate) = std::thread::scope(|scope| {
         scope.spawn(|| read_until(subject.address, blob, &is_over));

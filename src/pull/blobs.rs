@@ -223,10 +223,12 @@ impl Puller {
                         // The transfer under way does not say where it ends; only its end does.
                         follower.want(vec![WHOLE]);
                     }
-                    let served = match follower.is_kept() {
-                        _ if joined => Served::Collapsed,
-                        true => Served::Miss,
-                        false => Served::Forwarded,
+                    let served = if joined {
+                        Served::Collapsed
+                    } else if follower.is_kept() {
+                        Served::Miss
+                    } else {
+                        Served::Forwarded
                     };
                     let source = Source::Flight(follower);
                     let errand = Errand {
@@ -273,7 +275,8 @@ impl Puller {
             Err(error @ Error::Unknown(_)) => Err(error),
             // Storage behind a redirect may refuse a HEAD to a URL that was signed for GET.
             Err(error) => {
-                let left = self.size_left(route, digest, range).await.filter(|_| error.is_unavailability());
+                let left =
+                    if error.is_unavailability() { self.size_left(route, digest, range).await } else { None };
                 tracing::debug!(%digest, %error, ?left, "its size cannot be asked for");
                 Ok(left)
             }
@@ -331,11 +334,12 @@ impl Puller {
     }
 }
 
-/// Where the answer begins.
-fn first_wanted(range: Option<&RangeRequest>, size: u64) -> u64 {
+/// What the answer begins with; nothing where it has no bytes.
+fn first_wanted(range: Option<&RangeRequest>, size: u64) -> ByteRange {
     match range.map(|range| range.resolve(size)) {
-        None | Some(Resolved::Unsatisfiable) => 0,
-        Some(Resolved::Single(range)) => range.start,
-        Some(Resolved::Several(ranges)) => ranges.first().map_or(0, |range| range.start),
+        None => ByteRange::new(0, size),
+        Some(Resolved::Single(range)) => range,
+        Some(Resolved::Several(ranges)) => ranges[0],
+        Some(Resolved::Unsatisfiable) => ByteRange::new(0, 0),
     }
 }

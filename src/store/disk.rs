@@ -22,7 +22,7 @@ use super::durable::DurabilityQueue;
 use super::health::{self, Health};
 use super::images::{self, Images};
 use super::index::{Index, Sealed, Trust};
-use super::layout::{Layout, Ownership, rename_into};
+use super::layout::{Layout, Ownership, journal_of, rename_into};
 use super::ledger::{Ledger, Reservation, charge_of, estimate};
 use super::memory::MemoryTier;
 use super::partial::remove_files;
@@ -222,7 +222,7 @@ impl Disk {
     /// Takes a file into the index of which no record speaks, if there is one. Blocking.
     pub(super) fn meet(&self, digest: Digest) -> Option<u64> {
         let metadata = fs::metadata(self.layout.blob(&digest)).ok().filter(fs::Metadata::is_file)?;
-        let (size, charge) = (metadata.len(), charge_of(metadata.blocks() * 512));
+        let (size, charge) = (metadata.len(), charge_of(allocated(&metadata)));
         let mut index = self.index_mut();
         if index.slot(&digest).is_none() {
             let sealed = Sealed { size, charge, cost: None, dependents: 0 };
@@ -330,7 +330,7 @@ impl Disk {
     ) -> io::Result<Arc<Blob>> {
         let to = self.layout.blob(&digest);
         rename_into(from, &to)?;
-        let charge = charge_of(file.metadata()?.blocks() * 512);
+        let charge = charge_of(allocated(&file.metadata()?));
         reservation.settle(charge);
         let sealed = Sealed { size, charge, cost, dependents: self.images.expected_dependents(&digest) };
         let blob = Blob::new(digest, size, self.clock.now(), file, self.pool.clone());
@@ -472,8 +472,8 @@ impl Disk {
             Err(error) => return self.failed(&error.into()),
         };
         let (total, available) = (stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize);
-        let taken = |path: &PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
-        let others = DIRECTORIES.min(total / 64) + self.others.iter().map(taken).sum::<u64>();
+        let others =
+            DIRECTORIES.min(total / 64) + self.others.iter().map(|path| allocated_at(path)).sum::<u64>();
         let growth = GROWTH.min(total / 64);
         let budget = self.config.capacity.of(total).saturating_sub(others);
         // What the file system can hold beside what is promised already.
@@ -596,7 +596,7 @@ impl Disk {
                 let Some(taken) = parked.remove(&path) else { break };
                 (path, taken)
             };
-            if let Err(error) = remove_files(&[path.with_extension("journal"), path.clone()]) {
+            if let Err(error) = remove_files(&[journal_of(&path), path.clone()]) {
                 tracing::warn!(path = %path.display(), %error, "a partial blob could not be removed");
                 self.lock_parked().insert(path, parked);
                 break;
@@ -618,7 +618,7 @@ impl Disk {
 
     /// Notes what an earlier process has put aside. Blocking.
     pub(super) fn found_quarantined(&self, metadata: &fs::Metadata) {
-        let charge = charge_of(metadata.blocks() * 512);
+        let charge = charge_of(allocated(metadata));
         self.ledger.charge(charge);
         self.quarantined.fetch_add(charge, Ordering::Relaxed);
     }
@@ -726,10 +726,20 @@ fn put(open: &mut LruCache<Digest, Arc<Blob>>, blob: &Arc<Blob>) {
     }
 }
 
+/// What the file system has given to a file, in bytes.
+fn allocated(metadata: &fs::Metadata) -> u64 {
+    // `st_blocks` counts in 512 bytes, whatever the block size is.
+    metadata.blocks() * 512
+}
+
+/// The same of the file at this path; nothing where there is none. Blocking.
+fn allocated_at(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| allocated(&metadata))
+}
+
 /// What the files of a blob in flight take. Blocking.
 fn partial_charge(data: &Path) -> u64 {
-    let taken = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
-    charge_of(taken(data) + taken(&data.with_extension("journal")))
+    charge_of(allocated_at(data) + allocated_at(&journal_of(data)))
 }
 
 /// Where a blob in flight lies, and what it may take. Whatever becomes of its fill, what is in the directory stays
@@ -752,7 +762,7 @@ impl Place {
     }
 
     pub(super) fn journal(&self) -> PathBuf {
-        self.data.with_extension("journal")
+        journal_of(&self.data)
     }
 
     /// Makes room for a blob of `size` bytes; waits a moment for others to be evicted.
@@ -821,8 +831,8 @@ impl Place {
     /// # Errors
     /// The disk's; what could not be removed stays charged.
     pub(super) fn discard(mut self, file: &File) -> io::Result<Option<Reservation>> {
+        let taken = charge_of(allocated(&file.metadata()?));
         remove_files(&[self.journal(), self.data.clone()])?;
-        let taken = charge_of(file.metadata()?.blocks() * 512);
         Ok(self.reservation.take().map(|mut held| {
             held.shrink_to(taken);
             held

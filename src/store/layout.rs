@@ -17,6 +17,11 @@ pub(super) struct Layout {
     root: PathBuf,
 }
 
+/// The journal beside the data of a blob in flight.
+pub(super) fn journal_of(data: &Path) -> PathBuf {
+    data.with_extension("journal")
+}
+
 /// The exclusive ownership of a cache directory; released when dropped or when the process dies.
 #[derive(Debug)]
 pub(super) struct Ownership {
@@ -117,10 +122,10 @@ impl Layout {
         self.partials().join(format!("{}-{}-{upstream:08x}.data", digest.algorithm().as_str(), digest.hex()))
     }
 
-    /// The journal beside the data of a blob in flight.
+    /// Its journal.
     #[cfg(test)]
     pub(super) fn journal(&self, digest: &Digest, upstream: &str) -> PathBuf {
-        self.partial(digest, upstream).with_extension("journal")
+        journal_of(&self.partial(digest, upstream))
     }
 
     /// Where a small object is written before it is moved to its place.

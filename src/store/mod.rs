@@ -481,9 +481,12 @@ impl Store {
 
     /// What an earlier fill from this upstream has left of a blob, and the blob's size. Cancel safe.
     pub async fn parked(&self, digest: &Digest, upstream: &str) -> Option<(u64, RangeSet)> {
-        let paths = self.0.disks.iter().map(|disk| (disk, disk.layout.partial(digest, upstream)));
-        let journal = paths.filter(|(disk, path)| disk.has_parked(path)).map(|(_, path)| path).next()?;
-        let read = tokio::task::spawn_blocking(move || Journal::read(&journal.with_extension("journal")));
+        let parked = |disk: &Arc<Disk>| {
+            let data = disk.layout.partial(digest, upstream);
+            disk.has_parked(&data).then_some(data)
+        };
+        let data = self.0.disks.iter().find_map(parked)?;
+        let read = tokio::task::spawn_blocking(move || Journal::read(&layout::journal_of(&data)));
         let checkpoint = read.await.ok()?.ok()?;
         Some((checkpoint.size?, checkpoint.arrived))
     }

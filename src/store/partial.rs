@@ -38,10 +38,10 @@ use crate::oci::{Digest, Hasher, Mismatch};
 /// What is written at once: amortises the hop to the blocking pool. A fill holds two blocks, one
 /// that is written and one that gathers.
 pub(super) const BLOCK: usize = 1 << 20;
-/// So many of them in use, and a fill that begins takes smaller ones.
-pub(super) const LARGE_BLOCKS: usize = 16;
-/// The same for a piece, of which a fill may have several.
+/// The same for a piece, of which a fill may have several, and for a fill beside many others.
 pub(super) const PIECE_BLOCK: usize = 256 << 10;
+/// While so many of the large blocks are in use, a fill that begins takes small ones.
+pub(super) const LARGE_BLOCKS: usize = 16;
 /// What is hashed from the file at once: long enough to amortise the hop, short enough that a stop
 /// does not wait for it (6 ms).
 const CATCH_UP: u64 = 8 << 20;
@@ -551,8 +551,11 @@ impl Partial {
         }
         let (place, file) = (self.place, self.file);
         match blocking(move || place.discard(&file)).await {
-            // It is discarded once.
-            Ok(held) => drop(held.map(|held| self.remains.set(held))),
+            Ok(None) => {}
+            Ok(Some(held)) => {
+                // Nobody has set it before: a blob is discarded once.
+                let _ = self.remains.set(held);
+            }
             Err(error) => {
                 tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed");
             }

@@ -25,11 +25,14 @@ const POOLED: usize = 16 << 20;
 
 /// A source of buffers of one size, shared by all who read or write.
 #[derive(Debug, Clone)]
-pub(super) struct BufferPool {
+pub(super) struct BufferPool(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
     size: usize,
     // A mutex: one uncontended lock per buffer is lost in the copy of its bytes.
-    free: Arc<Mutex<Vec<Box<[u8]>>>>,
-    in_use: Arc<AtomicUsize>,
+    free: Mutex<Vec<Box<[u8]>>>,
+    in_use: AtomicUsize,
     /// Reads of cold files at once, so that a thousand cold readers leave threads for everything else.
     cold: Arc<Semaphore>,
 }
@@ -51,38 +54,34 @@ impl BufferPool {
 
     /// A pool of buffers of `size` bytes.
     pub(super) fn new(size: usize) -> Self {
-        Self {
-            size,
-            free: Arc::default(),
-            in_use: Arc::default(),
-            cold: Arc::new(Semaphore::new(COLD_READS)),
-        }
+        let (free, in_use) = (Mutex::default(), AtomicUsize::new(0));
+        Self(Arc::new(Pool { size, free, in_use, cold: Arc::new(Semaphore::new(COLD_READS)) }))
     }
 
     /// A turn to read what is not in the page cache. Cancel safe.
     pub(super) async fn cold_turn(&self) -> Option<OwnedSemaphorePermit> {
         // It is never closed.
-        Arc::clone(&self.cold).acquire_owned().await.ok()
+        Arc::clone(&self.0.cold).acquire_owned().await.ok()
     }
 
     /// How many of its buffers are held by somebody.
     pub(super) fn in_use(&self) -> usize {
-        self.in_use.load(Ordering::Relaxed)
+        self.0.in_use.load(Ordering::Relaxed)
     }
 
     /// A buffer with nothing in it.
     pub(super) fn take(&self) -> Buffer {
-        self.in_use.fetch_add(1, Ordering::Relaxed);
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let memory = free.unwrap_or_else(|| vec![0; self.size + PAGE].into_boxed_slice());
+        self.0.in_use.fetch_add(1, Ordering::Relaxed);
+        let free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let memory = free.unwrap_or_else(|| vec![0; self.0.size + PAGE].into_boxed_slice());
         let start = memory.as_ptr().align_offset(PAGE);
         Buffer { memory, start, len: 0, pool: self.clone() }
     }
 
     fn give_back(&self, memory: Box<[u8]>) {
-        self.in_use.fetch_sub(1, Ordering::Relaxed);
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < (POOLED / self.size).max(1) {
+        self.0.in_use.fetch_sub(1, Ordering::Relaxed);
+        let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < (POOLED / self.0.size).max(1) {
             free.push(memory);
         }
     }
@@ -96,7 +95,7 @@ impl Buffer {
 
     /// How many more bytes it takes.
     pub(super) fn room(&self) -> usize {
-        self.pool.size - self.len
+        self.pool.0.size - self.len
     }
 
     /// Takes `bytes` behind what is there; they must fit.
@@ -108,7 +107,7 @@ impl Buffer {
 
     /// Its memory, up to `len` bytes of it, to be read into.
     pub(super) fn whole(&mut self, len: usize) -> &mut [u8] {
-        self.space(len.min(self.pool.size))
+        self.space(len.min(self.pool.0.size))
     }
 
     fn space(&mut self, len: usize) -> &mut [u8] {
@@ -197,7 +196,7 @@ mod tests {
         assert_eq!(chunk.as_ptr().align_offset(PAGE), 0);
         assert!(chunk.iter().all(|byte| *byte == 7));
         drop(chunk);
-        assert_eq!(pool.free.lock().unwrap().len(), 1);
+        assert_eq!(pool.0.free.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use super::disk::Disk;
 use super::journal::Journal;
-use super::layout::{Layout, digest_of, write_file};
+use super::layout::{Layout, digest_of, journal_of, write_file};
 use super::partial::remove_files;
 use super::sealed::is_durable;
 use crate::oci::{Algorithm, Digest};
@@ -97,7 +97,7 @@ impl Disk {
     }
 
     fn recover_data(&self, digest: &Digest, data: &Path) {
-        let files = [data.with_extension("journal"), data.to_owned()];
+        let files = [journal_of(data), data.to_owned()];
         if self.layout.blob(digest).exists() {
             remove(&files);
             return;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::read::{BufferPool, read_chunk};
 use super::slice::FileSlice;
-use crate::oci::{Digest, Hasher};
+use crate::oci::{ByteRange, Digest, Hasher};
 use crate::runtime::Timestamp;
 
 /// Mode of a sealed file until its bytes are known to be on the disk.
@@ -76,13 +76,13 @@ impl Blob {
         read_chunk(&self.file, &self.pool, offset, len).await
     }
 
-    /// Has the bytes from `offset` on read into the page cache, unless they are there; so many as a reader is ahead.
-    /// Cancel safe.
+    /// Has the first of these bytes read into the page cache, unless they are there; so many as a reader is ahead. Cancel
+    /// safe.
     ///
     /// # Errors
     /// The disk's; the blob cannot be served.
-    pub async fn warm(self: &Arc<Self>, offset: u64) -> io::Result<()> {
-        let slice = self.slice(offset, self.size.saturating_sub(offset));
+    pub async fn warm(self: &Arc<Self>, bytes: ByteRange) -> io::Result<()> {
+        let slice = self.slice(bytes.start, bytes.len());
         if slice.is_empty() || slice.resident_to(0) > 0 {
             return Ok(());
         }

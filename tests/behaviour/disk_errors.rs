@@ -3,7 +3,7 @@
 use crate::support::edge::{Edge, UPSTREAM, has_faulty_disks, until};
 use crate::support::http;
 use crate::support::origin::{Fault, Gate, Origin, sha256, synthetic_bytes};
-use crate::{MIB, assert_body, blob, len, pull_blob, reached};
+use crate::{MIB, assert_body, blob, is_cached_again, len, pull_blob, reached, readiness};
 
 const SIZE: u64 = 3 * MIB + 123;
 
@@ -12,16 +12,8 @@ async fn edge(origin: &Origin) -> Edge {
     builder.faulty_disk().start().await
 }
 
-async fn readiness(edge: &Edge) -> String {
-    http::get(edge.addr(), "/readyz", &[]).await.text()
-}
-
-async fn is_cached_again(edge: &Edge, digest: &str) {
-    until("it is cached again", async || {
-        pull_blob(edge.addr(), "app", digest).await;
-        edge.has_blob(digest)
-    })
-    .await;
+async fn recovers(edge: &Edge, digest: &str) {
+    is_cached_again(edge, digest).await;
     // An error of a write that was under way is told late, and is looked into by the next probe.
     until("all is well", async || readiness(edge).await == "ok\n").await;
 }
@@ -45,13 +37,13 @@ async fn a_write_that_fails_in_the_middle_of_a_blob_fails_no_pull() {
     bytes.append(&mut flying.read_to_end().await);
     assert_eq!((flying.complete(), sha256(&bytes)), (true, digest.clone()));
     assert_eq!(origin.bytes_sent(&digest), SIZE, "nothing was fetched twice");
-    let readiness = readiness(&edge).await;
-    assert!(readiness.starts_with("degraded: ") && readiness.contains("Input/output error"), "{readiness}");
+    let degraded = readiness(&edge).await;
+    assert!(degraded.starts_with("degraded: ") && degraded.contains("Input/output error"), "{degraded}");
     crate::pull(&edge, "app", "1", &image).await;
     pull_blob(edge.addr(), "app", &digest).await;
     assert!(edge.blobs().is_empty());
     edge.fail_disk("");
-    is_cached_again(&edge, &digest).await;
+    recovers(&edge, &digest).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +68,7 @@ async fn what_cannot_be_read_any_more_is_fetched_again() {
         pull_blob(edge.addr(), "app", digest).await;
     }
     edge.fail_disk("");
-    is_cached_again(&edge, &digest).await;
+    recovers(&edge, &digest).await;
     origin.vanish().await;
     pull_blob(edge.addr(), "app", &digest).await;
 }

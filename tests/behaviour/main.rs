@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use support::edge::Edge;
+use support::edge::{Edge, until};
 use support::http::{self, Response};
 use support::origin::{Gate, Image, sha256};
 
@@ -82,6 +82,22 @@ async fn pull_blob(edge: SocketAddr, repository: &str, digest: &str) {
     let (actual, drained) = transfer.digest().await;
     assert!(drained.complete, "broken after {} bytes", drained.bytes);
     assert_eq!(actual, digest);
+}
+
+/// What the edge says of itself.
+async fn readiness(edge: &Edge) -> String {
+    let answer = http::get(edge.addr(), "/readyz", &[]).await;
+    assert_eq!(answer.status, 200, "it still answers pulls");
+    answer.text()
+}
+
+/// Pulls a blob until the edge keeps it.
+async fn is_cached_again(edge: &Edge, digest: &str) {
+    until("it is cached again", async || {
+        pull_blob(edge.addr(), "app", digest).await;
+        edge.has_blob(digest)
+    })
+    .await;
 }
 
 /// Waits for a transfer to arrive at the gate; an edge that never asks fails the test.

@@ -11,7 +11,9 @@ use tokio::task::JoinSet;
 use crate::support::edge::{Builder, Edge, UPSTREAM, has_namespaces, until};
 use crate::support::http::{self, Transfer};
 use crate::support::origin::{Fault, Gate, Origin, sha256, synthetic_bytes};
-use crate::{MIB, assert_body, attempt, blob, is_success, len, pull_blob, reached};
+use crate::{
+    MIB, assert_body, attempt, blob, is_cached_again, is_success, len, pull_blob, reached, readiness,
+};
 
 /// More than fits on the file system of [`small`].
 const LARGE: u64 = 40 * MIB + 4711;
@@ -79,11 +81,7 @@ async fn a_disk_that_fills_up_on_the_way_is_noticed_by_nobody() {
     until("nothing is left of it", async || edge.partials().is_empty()).await;
     // The disk comes back.
     fs::remove_file(filler).unwrap();
-    until("it is cached again", async || {
-        pull_blob(edge.addr(), "app", &digest).await;
-        edge.has_blob(&digest)
-    })
-    .await;
+    is_cached_again(&edge, &digest).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -303,11 +301,7 @@ async fn a_directory_that_is_deleted_under_the_edge_fails_no_pull() {
     gate.open();
     assert_eq!(flying.await.unwrap(), (true, digest.clone()));
     pull_blob(edge.addr(), "app", &digest).await;
-    until("it is cached again", async || {
-        pull_blob(edge.addr(), "app", &digest).await;
-        edge.has_blob(&digest)
-    })
-    .await;
+    is_cached_again(&edge, &digest).await;
 }
 
 #[tokio::test]
@@ -325,17 +319,12 @@ async fn a_directory_that_becomes_read_only_fails_no_pull() {
     crate::pull(&edge, "app", "1", &image).await;
     assert_eq!(passed(&edge, "disk").await, 3, "the blob, the config and the layer");
     assert!(edge.blobs().is_empty());
-    let readiness = http::get(edge.addr(), "/readyz", &[]).await;
-    assert_eq!(readiness.status, 200, "it still answers pulls");
-    assert!(readiness.text().starts_with("degraded: ") && readiness.text().contains("Read-only file system"));
+    let degraded = readiness(&edge).await;
+    assert!(degraded.starts_with("degraded: ") && degraded.contains("Read-only file system"), "{degraded}");
     assert!(edge.metrics().await.lines().any(|line| is_health(line, 0)));
     edge.run_inside("umount \"$1/partial\"").await;
-    until("it is cached again", async || {
-        pull_blob(edge.addr(), "app", &digest).await;
-        edge.has_blob(&digest)
-    })
-    .await;
-    assert_eq!(http::get(edge.addr(), "/readyz", &[]).await.text(), "ok\n");
+    is_cached_again(&edge, &digest).await;
+    assert_eq!(readiness(&edge).await, "ok\n");
     assert!(edge.metrics().await.lines().any(|line| is_health(line, 1)));
 }
 
@@ -361,11 +350,7 @@ async fn a_file_system_without_inodes_fails_no_pull() {
     pull_blob(edge.addr(), "app", &digest).await;
     assert!(!edge.has_blob(&digest));
     fs::remove_dir_all(spare).unwrap();
-    until("it is cached again", async || {
-        pull_blob(edge.addr(), "app", &digest).await;
-        edge.has_blob(&digest)
-    })
-    .await;
+    is_cached_again(&edge, &digest).await;
 }
 
 #[tokio::test]
@@ -382,11 +367,7 @@ async fn a_blob_that_cannot_be_moved_to_its_place_is_whole_for_those_who_follow(
     assert_eq!(passed(&edge, "disk").await, 1);
     assert!(!edge.has_blob(&digest));
     edge.run_inside("umount \"$1/blobs\"").await;
-    until("it is cached again", async || {
-        pull_blob(edge.addr(), "app", &digest).await;
-        edge.has_blob(&digest)
-    })
-    .await;
+    is_cached_again(&edge, &digest).await;
 }
 
 #[tokio::test]
@@ -401,8 +382,7 @@ async fn what_is_known_of_an_image_is_written_down_again_once_the_disk_takes_it(
     let filler = edge.fill_disk();
     crate::pull(&edge, "app", "during", &during).await;
     fs::remove_file(filler).unwrap();
-    until("the disk is in use again", async || http::get(edge.addr(), "/readyz", &[]).await.body == b"ok\n")
-        .await;
+    until("the disk is in use again", async || readiness(&edge).await == "ok\n").await;
     crate::pull(&edge, "app", "after", &after).await;
     edge.restart().await;
     origin.vanish().await;

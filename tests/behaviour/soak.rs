@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::edge::{Edge, UPSTREAM, has_namespaces, until};
 use crate::support::http::{self, Response};
 use crate::support::origin::{Fault, Image, Origin, synthetic_bytes};
-use crate::{KIB, MIB, attempt, blob, len, manifest};
+use crate::{KIB, MIB, attempt, blob, len, manifest, readiness};
 
 /// How long a smaller budget may take to be reached.
 const SHRINKING: Duration = Duration::from_secs(10);
@@ -335,10 +335,7 @@ impl World {
     /// Once it is quiet, the disk is in use again, and what is charged is what is taken.
     async fn settle(&self) {
         let edge = self.edge.read().await;
-        until("the disk is in use again", async || {
-            http::get(edge.addr(), "/readyz", &[]).await.body == b"ok\n"
-        })
-        .await;
+        until("the disk is in use again", async || readiness(&edge).await == "ok\n").await;
         until("nothing flies", async || edge.metric("clawhub_edge_flights").await == 0).await;
         if self.is_tampered.load(Ordering::Relaxed) {
             return;
@@ -374,15 +371,9 @@ async fn slowly(
         body.append(&mut transfer.read(40_000).await);
         sleep(Duration::from_millis(30)).await;
     }
-    body.append(&mut transfer.read_to_end().await);
-    let complete = transfer.complete();
-    Some(Response {
-        status: transfer.status,
-        headers: std::mem::take(&mut transfer.headers),
-        body,
-        complete,
-        first_byte: transfer.first_byte,
-    })
+    let mut answer = transfer.collect().await.ok()?;
+    body.append(&mut answer.body);
+    Some(Response { body, ..answer })
 }
 
 /// Puts half of a file in its place. Not cut off as it is: its pages may be on their way to a client.

@@ -5,7 +5,8 @@
 
 While the file CONTROL says `write`, whatever would change something fails with EIO; while it says `read`, the reading
 of files that were opened for nothing else does: what somebody has just written a real disk has in memory. Nothing is
-cached by the kernel, so that each read is one of the disk. Says `mounted` when it is, and ends with its standard input. Speaks the kernel's protocol (linux/fuse.h, 7.31) itself: it needs /dev/fuse and no library.
+cached by the kernel, so that each read is one of the disk. Says `mounted` when it is, and ends with its standard
+input. Speaks the kernel's protocol (linux/fuse.h, 7.31) itself: it needs /dev/fuse and no library.
 """
 
 import ctypes

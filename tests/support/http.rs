@@ -337,7 +337,8 @@ impl Transfer {
         self.complete().then_some(self.connection)
     }
 
-    async fn collect(mut self) -> io::Result<Response> {
+    /// The rest of it.
+    pub async fn collect(mut self) -> io::Result<Response> {
         let body = self.read_to_end().await;
         let complete = self.complete();
         Ok(Response {
