@@ -289,11 +289,18 @@ impl Disk {
     /// Takes a blob out of service that is damaged. Blocking.
     pub(super) fn set_aside(&self, digest: &Digest, reason: &str) {
         self.metrics.corrupt.inc();
-        let charge = self.take_out(digest).map_or(0, |sealed| sealed.charge);
-        if self.layout.put_in_quarantine(&self.layout.blob(digest), reason) {
-            self.quarantined.fetch_add(charge, Ordering::Relaxed);
-        } else {
-            self.ledger.release(charge);
+        // Charged twice for a moment rather than not at all.
+        self.put_in_quarantine(&self.layout.blob(digest), reason);
+        self.forget(digest);
+    }
+
+    /// Moves a file to where nothing is served from; what it takes is charged until it is removed. Blocking.
+    pub(super) fn put_in_quarantine(&self, path: &Path, reason: &str) {
+        let metadata = fs::symlink_metadata(path);
+        if self.layout.put_in_quarantine(path, reason)
+            && let Ok(metadata) = metadata
+        {
+            self.found_quarantined(&metadata);
         }
     }
 

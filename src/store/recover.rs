@@ -92,7 +92,7 @@ impl Disk {
             (Some(_), Some("journal")) if !path.with_extension("data").exists() => remove(&[path.to_owned()]),
             (Some(_), Some("journal")) => {}
             (_, Some("tmp")) => remove(&[path.to_owned()]),
-            _ => self.quarantine_file(path, "not part of a blob in flight"),
+            _ => self.put_in_quarantine(path, "not part of a blob in flight"),
         }
     }
 
@@ -109,8 +109,8 @@ impl Disk {
                 remove(&files);
             }
             Ok(_) | Err(_) => {
-                self.quarantine_file(&files[0], "unreadable journal");
-                self.quarantine_file(&files[1], "data of an unreadable journal");
+                self.put_in_quarantine(&files[0], "unreadable journal");
+                self.put_in_quarantine(&files[1], "data of an unreadable journal");
             }
         }
     }
@@ -124,7 +124,7 @@ impl Disk {
             let Some(algorithm) =
                 Algorithm::ALL.iter().find(|algorithm| name.to_str() == Some(algorithm.as_str()))
             else {
-                self.quarantine_file(&entry.path(), "not a digest algorithm");
+                self.put_in_quarantine(&entry.path(), "not a digest algorithm");
                 continue;
             };
             for shard in entries(&entry.path()) {
@@ -165,7 +165,7 @@ impl Disk {
         let digest = name.to_str().and_then(|hex| digest_of(algorithm, hex));
         let in_its_shard = name.to_string_lossy().starts_with(&*shard.to_string_lossy());
         let Some(digest) = digest.filter(|_| in_its_shard) else {
-            self.quarantine_file(&file.path(), "not a blob in its place");
+            self.put_in_quarantine(&file.path(), "not a blob in its place");
             return;
         };
         let is_known = self.slot(&digest).is_some();
@@ -173,7 +173,7 @@ impl Disk {
             // Evicted, or the disk fails: whoever asks for it finds out.
             let Ok(metadata) = file.metadata() else { return };
             if !metadata.is_file() {
-                self.quarantine_file(&file.path(), "not a blob in its place");
+                self.put_in_quarantine(&file.path(), "not a blob in its place");
                 return;
             }
             self.doubt(digest, &metadata, file.path(), doubts);
@@ -200,15 +200,6 @@ impl Disk {
             Some(_) if !is_durable && *self.boot() == Boot::Other => doubts.suspects.push(digest),
             Some(_) if !is_durable => doubts.unsynced.push(path),
             Some(_) => {}
-        }
-    }
-
-    fn quarantine_file(&self, path: &Path, reason: &str) {
-        let metadata = fs::symlink_metadata(path);
-        if self.layout.put_in_quarantine(path, reason)
-            && let Ok(metadata) = metadata
-        {
-            self.found_quarantined(&metadata);
         }
     }
 }

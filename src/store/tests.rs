@@ -175,6 +175,21 @@ async fn what_a_power_loss_took_is_found_before_it_is_served() {
 }
 
 #[tokio::test]
+async fn what_is_put_aside_is_charged_with_what_it_takes() {
+    let fixture = small();
+    let (bytes, digest) = noise(1, 1 << 20);
+    try_fill(&fixture.store, digest, &bytes).await.unwrap();
+    let before = fixture.store.0.disks[0].used();
+    fixture.store.close().await;
+    fs::write(fixture.path(&digest), &bytes[..256 << 10]).unwrap();
+    fs::write(fixture.store.0.disks[0].layout.boot(), "another boot").unwrap();
+    let fixture = fixture.reopen_after_kill();
+    assert!(content(&fixture.store, &digest).await.is_none());
+    let after = fixture.store.0.disks[0].used();
+    assert!(before - after >= 700 << 10, "{before} bytes were charged, now {after}");
+}
+
+#[tokio::test]
 async fn odd_files_go_to_quarantine_and_never_stop_a_start() {
     let fixture = fixture();
     let (bytes, digest) = sample(5000);

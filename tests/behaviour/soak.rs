@@ -352,10 +352,20 @@ impl World {
             if charged.abs_diff(taken) <= SMALL_CHANGE {
                 return;
             }
-            assert!(Instant::now() < limit, "{charged} bytes are charged, {taken} are taken");
+            if Instant::now() > limit {
+                let log = keep_log(&edge);
+                panic!("{charged} bytes are charged, {taken} are taken; the log is {}", log.display());
+            }
             sleep(Duration::from_millis(200)).await;
         }
     }
+}
+
+/// Puts the log of an edge that has failed where it stays.
+fn keep_log(edge: &Edge) -> PathBuf {
+    let log = std::env::temp_dir().join(format!("clawhub-soak-{}.log", std::process::id()));
+    fs::write(&log, edge.log()).unwrap();
+    log
 }
 
 /// A GET whose bytes are taken in small parts with pauses, at most a few seconds in all.
@@ -418,8 +428,7 @@ async fn random_pulls_kills_and_disk_faults_never_break_the_budget_or_a_byte() {
         });
         while let Some(ended) = tasks.join_next().await {
             if let Err(failure) = ended {
-                let log = std::env::temp_dir().join(format!("clawhub-soak-{seed}.log"));
-                fs::write(&log, world.edge.read().await.log()).unwrap();
+                let log = keep_log(&*world.edge.read().await);
                 panic!("{failure}; the log of the edge is {}", log.display());
             }
         }
