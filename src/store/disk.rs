@@ -618,7 +618,11 @@ impl Disk {
 
     /// Notes a blob in flight that an earlier process has left. Blocking.
     pub(super) fn found_partial(&self, data: PathBuf) {
-        let charge = partial_charge(&data);
+        let charge = charge_of(allocated_at(&data) + allocated_at(&journal_of(&data)));
+        self.found_parked(data, charge);
+    }
+
+    fn found_parked(&self, data: PathBuf, charge: u64) {
         self.ledger.charge(charge);
         self.lock_parked().insert(data, Parked { charge, since: Instant::now() });
     }
@@ -744,11 +748,6 @@ fn allocated_at(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| allocated(&metadata))
 }
 
-/// What the files of a blob in flight take. Blocking.
-fn partial_charge(data: &Path) -> u64 {
-    charge_of(allocated_at(data) + allocated_at(&journal_of(data)))
-}
-
 /// Where a blob in flight lies, and what it may take. Whatever becomes of its fill, what is in the directory stays
 /// charged: dropped, it counts as left for a later fill.
 #[derive(Debug)]
@@ -814,11 +813,12 @@ impl Place {
         file: Arc<File>,
         cost: Option<f32>,
     ) -> io::Result<Arc<Blob>> {
+        let left = self.charge(&file)?;
         let Some(reservation) = self.reservation.take() else {
             return Err(io::ErrorKind::NotFound.into());
         };
         let sealed = self.disk.seal(digest, size, file, &self.data, reservation, cost);
-        let blob = sealed.inspect_err(|_| self.disk.found_partial(self.data.clone()))?;
+        let blob = sealed.inspect_err(|_| self.disk.found_parked(self.data.clone(), left))?;
         // A journal without its data is removed by the next start at the latest.
         if let Err(error) = remove_files(&[self.journal()]) {
             tracing::debug!(%error, "a journal was left");
@@ -826,11 +826,16 @@ impl Place {
         Ok(blob)
     }
 
-    /// Leaves the files for a later fill, charged with what they take. Blocking.
-    pub(super) fn park(mut self) {
+    /// Leaves the files for a later fill; `file` is the data. Blocking.
+    ///
+    /// # Errors
+    /// The disk's; what was reserved then stays charged.
+    pub(super) fn park(mut self, file: &File) -> io::Result<()> {
+        let charge = self.charge(file)?;
         if let Some(reservation) = self.reservation.take() {
-            self.leave(reservation, partial_charge(&self.data));
+            self.leave(reservation, charge);
         }
+        Ok(())
     }
 
     /// Removes the files. What `file`, the data, still takes until it is closed, is to be held for as long. Blocking.
@@ -839,11 +844,19 @@ impl Place {
     /// The disk's; what could not be removed stays charged.
     pub(super) fn discard(mut self, file: &File) -> io::Result<Option<Reservation>> {
         let taken = charge_of(allocated(&file.metadata()?));
-        remove_files(&[self.journal(), self.data.clone()])?;
+        if let Err(error) = remove_files(&[self.journal(), self.data.clone()]) {
+            self.park(file)?;
+            return Err(error);
+        }
         Ok(self.reservation.take().map(|mut held| {
             held.shrink_to(taken);
             held
         }))
+    }
+
+    /// What the files take. The data is asked of its open file: its directory may be gone, or hidden by a mount.
+    fn charge(&self, data: &File) -> io::Result<u64> {
+        Ok(charge_of(allocated(&data.metadata()?) + allocated_at(&self.journal())))
     }
 
     fn leave(&self, reservation: Reservation, charge: u64) {

@@ -507,13 +507,9 @@ impl Partial {
             // The last checkpoint stands, which claims less.
             tracing::warn!(digest = %self.digest, %error, "the end of a partial blob could not be kept");
         }
-        let place = self.place;
-        let parked = blocking(move || {
-            place.park();
-            Ok(())
-        });
-        if parked.await.is_err() {
-            tracing::warn!(digest = %self.digest, "a partial blob could not be parked");
+        let (place, file) = (self.place, self.file);
+        if let Err(error) = blocking(move || place.park(&file)).await {
+            tracing::warn!(digest = %self.digest, %error, "a partial blob could not be parked");
         }
     }
 

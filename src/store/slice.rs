@@ -1,12 +1,13 @@
 //! Bytes of a file that can be sent without being read.
 
 use std::io::{self, IoSliceMut};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use rustix::fs::sendfile;
+use rustix::fs::{Advice, fadvise, sendfile};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::partial::PartialFile;
@@ -17,8 +18,10 @@ use super::sealed::Blob;
 const SEND: u64 = 1 << 20;
 /// How far apart the pages are that are looked at.
 const PROBE: u64 = 256 << 10;
-/// What is read ahead of a reader whose file is cold: a few milliseconds of a fast disk.
+/// What is asked of a disk ahead of a reader whose file is cold: a few milliseconds of a fast one.
 const AHEAD: u64 = 2 << 20;
+/// What such a reader waits for, and gets at once: with 2 MiB, p99 of hits of manifests beside it was twice as long.
+const STEP: u64 = 256 << 10;
 
 /// A part of a sealed or growing file. Held, it keeps the blob from being evicted.
 #[derive(Debug, Clone)]
@@ -111,8 +114,8 @@ impl FileSlice {
         }
     }
 
-    /// Has the bytes from the `at`th on read into the page cache, and returns up to which. Not on a worker. Cancel
-    /// safe.
+    /// Has the bytes from the `at`th on read into the page cache, and returns up to which they are there: the next
+    /// 256 KiB, with more on their way. Not on a worker. Cancel safe.
     ///
     /// # Errors
     /// The disk's; the file is then not served again.
@@ -123,8 +126,12 @@ impl FileSlice {
         };
         let _turn = pool.cold_turn().await;
         let read = tokio::task::spawn_blocking(move || {
-            let (mut offset, end) = (self.start + at, (self.start + at + AHEAD).min(self.end));
+            let (mut offset, end) = (self.start + at, (self.start + at + STEP).min(self.end));
+            let ahead = NonZeroU64::new(AHEAD.min(self.end - offset));
+            // A hint: what the kernel makes of it is its own business.
+            let _ = fadvise(self.file(), offset, ahead, Advice::WillNeed);
             let mut buffer = pool.take();
+            // The pages are wanted and not the bytes, but nothing else says that every one is there.
             while offset < end {
                 let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
                 match self.file().read_at(buffer.whole(len), offset) {
