@@ -269,7 +269,8 @@ impl World {
 
     async fn make_read_only(&self, duration: Duration) {
         let edge = self.edge.read().await;
-        edge.run_inside("mount -t tmpfs -o ro none \"$1/partial\"").await;
+        // Everything may have been deleted a moment ago.
+        edge.run_inside("mkdir -p \"$1/partial\" && mount -t tmpfs -o ro none \"$1/partial\"").await;
         sleep(duration).await;
         edge.run_inside("umount -l \"$1/partial\"").await;
     }
