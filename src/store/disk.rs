@@ -233,9 +233,9 @@ impl Disk {
         Some(size)
     }
 
-    /// Notes that a blob was asked for.
-    pub(super) fn touch(&self, digest: &Digest) {
-        self.index().touch(digest, self.seconds());
+    /// Notes that a blob was asked for; whether it is known here.
+    pub(super) fn touch(&self, digest: &Digest) -> bool {
+        self.index().touch(digest, self.seconds())
     }
 
     /// The blob, if its file is open.

@@ -87,19 +87,35 @@ impl Store {
             }
             let (keeping, records) = (Arc::clone(&disk), Instant::now() >= next_record);
             let kept = tokio::task::spawn_blocking(move || keep_house_once(&keeping, records));
-            if kept.await.is_err() {
-                tracing::error!(directory = %disk.layout.root().display(), "housekeeping has failed");
+            match kept.await {
+                Ok(is_new) => {
+                    if is_new {
+                        self.note_kept_again();
+                    }
+                }
+                Err(error) => {
+                    let directory = disk.layout.root().display();
+                    tracing::error!(%directory, %error, "housekeeping has failed");
+                }
             }
             if records {
                 next_record = Instant::now() + RECORD;
             }
         }
     }
+
+    /// The rows were lost with the directory, and nothing would say them again while the images are known to be kept.
+    fn note_kept_again(&self) {
+        for (name, digests) in self.0.images.kept() {
+            self.0.metadata.set_kept(&name, &digests);
+        }
+    }
 }
 
-/// Blocking.
-fn keep_house_once(disk: &Disk, records: bool) {
-    if disk.health.is_degraded() && disk.probe() {
+/// Whether the directory was made anew. Blocking.
+fn keep_house_once(disk: &Disk, records: bool) -> bool {
+    let is_new = disk.health.is_degraded() && disk.probe();
+    if is_new {
         // Whatever was in the directory is gone with it.
         disk.scan();
     }
@@ -111,4 +127,5 @@ fn keep_house_once(disk: &Disk, records: bool) {
     if records {
         disk.record_use();
     }
+    is_new
 }

@@ -39,6 +39,11 @@ impl Images {
         self.lock().counts.contains_key(digest)
     }
 
+    /// All images that are kept, by their names, with what belongs to each.
+    pub(super) fn kept(&self) -> HashMap<String, HashSet<Digest>> {
+        self.lock().images.clone()
+    }
+
     /// The images that are kept and need this blob.
     pub(super) fn kept_by(&self, digest: &Digest) -> Vec<String> {
         let kept = self.lock();

@@ -113,15 +113,16 @@ impl Index {
         Some((entry.size, trust))
     }
 
-    /// Notes a hit.
-    pub(super) fn touch(&self, digest: &Digest, now: u32) {
-        let Some(slot) = self.slot(digest) else { return };
+    /// Notes a hit; whether the blob is here.
+    pub(super) fn touch(&self, digest: &Digest, now: u32) -> bool {
+        let Some(slot) = self.slot(digest) else { return false };
         self.policy.touch(slot, now);
         let flags = &self.entries[slot as usize].flags;
         // Read first: a hot entry stays in the caches of all processors.
         if flags.load(Ordering::Relaxed) & USED == 0 {
             flags.fetch_or(USED, Ordering::Relaxed);
         }
+        true
     }
 
     /// Adds a blob; returns what was known of it before.

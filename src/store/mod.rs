@@ -50,6 +50,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus::{IntCounter, IntGauge, IntGaugeVec};
+use tokio::sync::Semaphore;
 
 pub use config::{Amount, DiskConfig, StoreConfig};
 pub use metadata::{ListRecord, Metadata, ReferrersRecord, Scope, TagRecord};
@@ -71,6 +72,8 @@ use read::BufferPool;
 
 /// How long a stop waits for blobs to be synced; the rest is verified after a power loss.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long nothing is written again after a disk has refused it.
+const REWRITE_PAUSE: Duration = Duration::from_secs(2);
 
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -271,6 +274,8 @@ struct Inner {
     /// Directories whose blobs have not all been verified.
     doubtful: AtomicUsize,
     opens: Coalesce<Digest, Option<Arc<Blob>>>,
+    /// One permit: for writing what only the memory tier has.
+    rewriting: Arc<Semaphore>,
     /// The store's own tasks: they outlive the pulls whose rows and blobs they write.
     background: Tasks,
     metrics: Arc<Metrics>,
@@ -320,6 +325,7 @@ impl Store {
             doubtful: AtomicUsize::new(disks.len()),
             disks,
             opens: Coalesce::new("open", &background),
+            rewriting: Arc::new(Semaphore::new(1)),
             background,
             metrics,
         }));
@@ -350,7 +356,9 @@ impl Store {
         let metrics = &self.0.metrics;
         if let Some(bytes) = self.0.memory.get(digest) {
             metrics.from_memory.inc();
-            self.touch(digest);
+            if !self.touch(digest) {
+                self.write_again(*digest, &bytes);
+            }
             return Some(Content::Memory(bytes));
         }
         let Some(blob) = self.blob(digest).await else {
@@ -393,8 +401,9 @@ impl Store {
         None
     }
 
-    fn touch(&self, digest: &Digest) {
-        self.0.disks.iter().for_each(|disk| disk.touch(digest));
+    /// Notes that an object was asked for; whether a disk has it.
+    fn touch(&self, digest: &Digest) -> bool {
+        self.0.disks.iter().any(|disk| disk.touch(digest))
     }
 
     /// The sealed file of this digest, if there is one. Cancel safe.
@@ -424,8 +433,34 @@ impl Store {
     /// # Errors
     /// The disk's error, or that there is no room; the memory tier has the object all the same.
     pub async fn put(&self, verified: Verified, cost: Duration) -> Result<(), Error> {
+        self.remember(verified.digest(), verified.bytes());
+        self.write(verified, Some(cost.as_secs_f32())).await
+    }
+
+    /// Writes to a disk what only the memory tier has: the disk refused it when it came, or has lost it since. One object
+    /// at a time, and none for a moment after a failure: whoever asks for it again tries again.
+    fn write_again(&self, digest: Digest, bytes: &Bytes) {
+        if self.choose_disk(None).is_err() {
+            return;
+        }
+        let Ok(turn) = Arc::clone(&self.0.rewriting).try_acquire_owned() else { return };
+        let (store, bytes) = (self.clone(), bytes.clone());
+        self.0.background.spawn("rewrite", async move {
+            let Ok(verified) = digest.verify(bytes) else { return };
+            if let Err(error) = store.write(verified, None).await {
+                tracing::debug!(%digest, %error, "what is in memory alone could not be written");
+                tokio::select! {
+                    () = tokio::time::sleep(REWRITE_PAUSE) => {}
+                    () = store.0.background.draining() => {}
+                }
+            }
+            drop(turn);
+        });
+    }
+
+    /// Writes an object to a disk, unless one has it.
+    async fn write(&self, verified: Verified, cost: Option<f32>) -> Result<(), Error> {
         let digest = verified.digest();
-        self.remember(digest, verified.bytes());
         if self.contains(&digest).await {
             return Ok(());
         }
@@ -439,7 +474,6 @@ impl Store {
             let written =
                 layout::private_file().create_new(true).read(true).open(&temporary).and_then(|mut file| {
                     file.write_all(verified.bytes())?;
-                    let cost = Some(cost.as_secs_f32());
                     writer.seal(digest, size, Arc::new(file), &temporary, reservation, cost)
                 });
             written.inspect_err(|_| {

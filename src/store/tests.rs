@@ -461,11 +461,8 @@ async fn a_disk_that_lacks_room_leaves_a_blob_to_another() {
     assert_eq!(store.0.disks.iter().map(|disk| disk.total().0).sum::<usize>(), 5);
 }
 
-#[tokio::test]
-async fn a_directory_that_is_deleted_is_made_again_and_used_again() {
-    let fixture = small();
-    let (bytes, digest) = noise(1, 1 << 20);
-    try_fill(&fixture.store, digest, &bytes).await.unwrap();
+/// Deletes the directory, which the store then finds out.
+async fn delete_directory(fixture: &Fixture) {
     // The catalogue may be written into the directory while it is being removed.
     while fixture.directory.path().exists() {
         let _ = fs::remove_dir_all(fixture.directory.path());
@@ -473,19 +470,43 @@ async fn a_directory_that_is_deleted_is_made_again_and_used_again() {
     let (_, other) = noise(2, 1);
     assert!(fixture.store.partial(other, UPSTREAM).await.is_err());
     assert_eq!(fixture.store.degraded().len(), 1);
+}
+
+async fn until(condition: impl AsyncFn() -> bool) {
     for _ in 0..100 {
-        if fixture.store.degraded().is_empty() {
-            break;
+        if condition().await {
+            return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(fixture.store.degraded(), []);
-    for _ in 0..100 {
-        if !fixture.store.contains(&digest).await {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    panic!("it did not come about in 10 s");
+}
+
+#[tokio::test]
+async fn a_directory_that_is_deleted_is_made_again_and_used_again() {
+    let fixture = small();
+    let (bytes, digest) = noise(1, 1 << 20);
+    try_fill(&fixture.store, digest, &bytes).await.unwrap();
+    delete_directory(&fixture).await;
+    until(async || fixture.store.degraded().is_empty()).await;
+    until(async || !fixture.store.contains(&digest).await).await;
     try_fill(&fixture.store, digest, &bytes).await.unwrap();
     assert_eq!(content(&fixture.store, &digest).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn what_came_without_a_directory_is_written_later_and_what_is_kept_is_noted_again() {
+    let fixture = small();
+    let (bytes, manifest) = sample(500);
+    fixture.store.keep_image("image", &HashSet::from([manifest]));
+    delete_directory(&fixture).await;
+    let put = fixture.store.put(manifest.verify(bytes.clone()).unwrap(), Duration::from_millis(5)).await;
+    assert!(put.is_err());
+    until(async || fixture.store.degraded().is_empty()).await;
+    assert!(!fixture.store.contains(&manifest).await);
+    assert_eq!(content(&fixture.store, &manifest).await.unwrap(), bytes);
+    until(async || fixture.store.contains(&manifest).await).await;
+    let fixture = fixture.reopen().await;
+    assert_eq!(content(&fixture.store, &manifest).await.unwrap(), bytes);
+    assert_eq!(fixture.store.kept_by(&manifest), ["image"]);
 }
