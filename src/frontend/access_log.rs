@@ -10,13 +10,53 @@ use tokio::time::Instant;
 
 use super::accounts::Accounts;
 use super::client::{Secured, Source};
-use crate::pull;
+use super::respond::cache_status;
+use crate::pull::{self, Freshness};
 use crate::telemetry::Line;
+
+/// Ties an answer to its lines in the logs of everybody it has come through.
+#[derive(Debug)]
+pub(super) enum RequestId {
+    /// As the client says.
+    Given(HeaderValue),
+    /// 64 random bits in hexadecimal.
+    Made([u8; 16]),
+}
+
+impl RequestId {
+    pub(super) fn random() -> Self {
+        let mut id = [0; 16];
+        let mut bits = fastrand::u64(..);
+        for digit in &mut id {
+            *digit = b"0123456789abcdef"[(bits & 0xf) as usize];
+            bits >>= 4;
+        }
+        Self::Made(id)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Given(id) => text(id),
+            Self::Made(id) => str::from_utf8(id).ok(),
+        }
+        .unwrap_or_default()
+    }
+}
+
+impl From<&RequestId> for HeaderValue {
+    fn from(id: &RequestId) -> Self {
+        match id {
+            RequestId::Given(id) => id.clone(),
+            // Hexadecimal digits are always a value.
+            RequestId::Made(id) => Self::from_bytes(id).unwrap_or(Self::from_static("-")),
+        }
+    }
+}
 
 /// What is known of a request before it is answered. The values are those of its head, held rather than copied.
 #[derive(Debug)]
 pub(super) struct Request {
-    pub(super) id: HeaderValue,
+    pub(super) id: RequestId,
     /// Whom it comes from, behind trusted proxies.
     pub(super) client: Source,
     pub(super) version: Version,
@@ -32,7 +72,7 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) struct Answered {
     pub(super) status: StatusCode,
-    pub(super) cache_status: Option<HeaderValue>,
+    pub(super) freshness: Option<Freshness>,
     /// The length of the body that the answer announces.
     pub(super) promised: u64,
     /// From the head of the request to the head of the answer.
@@ -79,16 +119,16 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let Request { id, client, version, tls, method, uri, range, user_agent, started } = &self.request;
-        let Answered { status, cache_status, head_after, .. } = &self.answered;
+        let Answered { status, freshness, head_after, .. } = &self.answered;
         // The path alone: a query may carry what is nobody's business.
         let path = uri.path();
         let sent = self.sent.load(Ordering::Relaxed);
         if let Some(error) = self.broken.get() {
-            let request_id = text(id).unwrap_or_default();
+            let request_id = id.as_str();
             tracing::warn!(request_id, path, %error, sent_bytes = sent, "an answer was broken");
         }
         self.accounts.log.write(|line| {
-            optional(line, "request_id", text(id));
+            line.quoted("request_id", id.as_str());
             match client {
                 Source::Socket(address) => line.address("client", *address),
                 Source::Forwarded(_) | Source::Unix => line.word("client", &client.to_string()),
@@ -108,7 +148,7 @@ impl Drop for Record {
             line.number("sent_bytes", sent);
             line.number("head_ms", millis(*head_after));
             line.number("total_ms", millis(started.elapsed()));
-            optional(line, "cache", cache_status.as_ref().and_then(text));
+            optional(line, "cache", freshness.as_ref().map(cache_status).as_deref());
             line.quoted("outcome", self.outcome());
             optional(line, "user_agent", user_agent.as_ref().and_then(text));
         });

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::access_log::Record;
 use super::multipart::Multipart;
 use super::outbox::{FilePart, Outbox};
+use super::requests::Open;
 use crate::oci::ByteRange;
 use crate::pull::{self, Chunk, Reader};
 
@@ -129,6 +130,7 @@ impl ResponseBody {
 pub(super) struct Outgoing {
     data: Data,
     record: Option<Arc<Record>>,
+    _open: Open,
 }
 
 enum Data {
@@ -167,12 +169,14 @@ pub(super) struct Http1Body {
     body: ResponseBody,
     /// Where files are sent; `None` where the connection takes memory only.
     outbox: Option<Arc<Outbox>>,
+    /// The request is open until the body and its frames are gone.
+    open: Open,
 }
 
 impl Http1Body {
-    pub(super) fn new(mut body: ResponseBody, outbox: Option<Arc<Outbox>>) -> Self {
+    pub(super) fn new(mut body: ResponseBody, outbox: Option<Arc<Outbox>>, open: Open) -> Self {
         body.open(outbox.is_some());
-        Self { body, outbox }
+        Self { body, outbox, open }
     }
 }
 
@@ -193,7 +197,7 @@ impl Body for Http1Body {
                 // It was opened without files.
                 (Chunk::File(_), None) => return Err(pull::Error::Internal),
             };
-            Ok(Frame::data(Outgoing { data, record: this.body.record() }))
+            Ok(Frame::data(Outgoing { data, record: this.body.record(), _open: this.open.clone() }))
         }))
     }
 

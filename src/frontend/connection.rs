@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
@@ -48,6 +50,17 @@ const NO_TLS_HERE: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plai
 /// And the other way round, for people with curl.
 const TLS_HERE: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Connection: close\r\nContent-Length: 40\r\n\r\nthis port speaks TLS: ask with https://\n";
+
+/// Resolves with `future`, which is polled only when it has asked for it: not whenever the task that waits is woken by
+/// something else. Beside a connection, a request then touches nothing that ends connections, and so none of the locks
+/// that all of them share.
+pub(super) async fn seldom<F: Future>(future: F) -> F::Output {
+    match FuturesUnordered::from_iter([future]).next().await {
+        Some(output) => output,
+        // It holds one future.
+        None => std::future::pending().await,
+    }
+}
 
 /// A connection as it was accepted.
 #[derive(Debug)]

@@ -180,6 +180,7 @@ mod tests {
 
     use crate::frontend::body::{Http1Body, ResponseBody};
     use crate::frontend::outbox::Decoy;
+    use crate::frontend::requests::Requests;
     use crate::oci::{Algorithm, Digest};
     use crate::pull::Chunk;
     use crate::runtime::{Clock, SystemClock};
@@ -237,7 +238,8 @@ mod tests {
         let chunks = std::sync::Mutex::new(Some(chunks));
         let service = service_fn(move |_| {
             let body = ResponseBody::of(chunks.lock().unwrap().take().unwrap_or_default());
-            let mut response = Response::new(Http1Body::new(body, Some(Arc::clone(&outbox))));
+            let open = Arc::new(Requests::new()).begin();
+            let mut response = Response::new(Http1Body::new(body, Some(Arc::clone(&outbox)), open));
             if let Some(length) = length {
                 response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
             }

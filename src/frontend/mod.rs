@@ -22,6 +22,7 @@ mod paced;
 mod passed;
 mod proxy_protocol;
 mod referrers;
+mod requests;
 mod respond;
 mod service;
 mod tls;

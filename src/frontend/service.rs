@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use arrayvec::ArrayString;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -10,7 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::time::Instant;
 
-use super::access_log::{self, Answered, Record};
+use super::access_log::{self, Answered, Record, RequestId};
 use super::accounts::{Accounts, Kind};
 use super::body::ResponseBody;
 use super::client::Client;
@@ -40,7 +41,10 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// Headers of an answer, those of `finish` included.
-const USUAL_HEADERS: usize = 11;
+const USUAL_HEADERS: usize = 10;
+
+/// The longest entity tag: a SHA-512 digest in quotes.
+const ETAG: usize = 2 + "sha512:".len() + 128;
 
 /// A request id that a client may choose: longer ones are replaced.
 const MAX_REQUEST_ID: usize = 128;
@@ -69,7 +73,9 @@ pub struct Service {
 /// An answer before its common headers.
 struct Answer {
     response: Response<ResponseBody>,
-    cache_status: Option<HeaderValue>,
+    /// How long the body of a GET is, where that is known.
+    length: Option<u64>,
+    freshness: Option<Freshness>,
 }
 
 impl Answer {
@@ -78,15 +84,18 @@ impl Answer {
         *response.status_mut() = status;
         // Enough for a manifest or a range: the map is allocated once and never grows.
         response.headers_mut().reserve(USUAL_HEADERS);
-        Self { response, cache_status: None }
+        Self { response, length: None, freshness: None }
     }
 
     fn text(status: StatusCode, content_type: HeaderValue, text: impl Into<Bytes>) -> Self {
         let text: Bytes = text.into();
-        let length = text.len();
-        Self::new(status, ResponseBody::whole(text))
-            .header(header::CONTENT_TYPE, content_type)
-            .header(header::CONTENT_LENGTH, length)
+        let length = text.len() as u64;
+        Self::new(status, ResponseBody::whole(text)).header(header::CONTENT_TYPE, content_type).length(length)
+    }
+
+    fn length(mut self, length: u64) -> Self {
+        self.length = Some(length);
+        self
     }
 
     /// Sets a header; a value that is none, which can only come from an upstream, is left out.
@@ -98,21 +107,12 @@ impl Answer {
     }
 
     fn digest(self, digest: &Digest) -> Self {
-        // One text for both: the tag is the digest in quotes.
-        let tag = Bytes::from(etag(digest));
-        let content_digest = HeaderValue::from_maybe_shared(tag.slice(1..tag.len() - 1));
-        let mut answer = self;
-        if let (Ok(content_digest), Ok(tag)) = (content_digest, HeaderValue::from_maybe_shared(tag)) {
-            let headers = answer.response.headers_mut();
-            headers.insert(CONTENT_DIGEST, content_digest);
-            headers.insert(header::ETAG, tag);
-        }
-        answer
+        self.header(CONTENT_DIGEST, digest.text().as_str()).header(header::ETAG, etag(digest).as_str())
     }
 
     fn freshness(mut self, freshness: &Freshness) -> Self {
-        self.cache_status = Some(cache_status(freshness));
-        self.header(header::AGE, freshness.age.as_secs())
+        self.freshness = Some(*freshness);
+        self
     }
 }
 
@@ -280,7 +280,7 @@ impl Service {
             Cow::Borrowed(known) => answer.header(header::CONTENT_TYPE, HeaderValue::from_static(known)),
             Cow::Owned(other) => answer.header(header::CONTENT_TYPE, other),
         };
-        Ok(answer.header(header::CONTENT_LENGTH, size).digest(&digest).freshness(&freshness))
+        Ok(answer.length(size).digest(&digest).freshness(&freshness))
     }
 
     async fn blob(&self, parts: &Parts, route: &Route, digest: &Digest) -> Result<Answer, Refusal> {
@@ -378,20 +378,26 @@ impl Service {
     }
 
     fn finish(&self, log: access_log::Request, kind: Kind, answer: Answer) -> Response<ResponseBody> {
-        let Answer { mut response, cache_status } = answer;
+        let Answer { mut response, length, freshness } = answer;
         let status = response.status();
+        // hyper says how long a body is that goes out as a whole.
+        let is_said = log.method != Method::HEAD && response.body().size_hint().exact() == length;
         let headers = response.headers_mut();
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        headers.insert(REQUEST_ID, log.id.clone());
-        if let Some(cache_status) = &cache_status {
-            headers.insert(CACHE_STATUS, cache_status.clone());
+        headers.insert(REQUEST_ID, HeaderValue::from(&log.id));
+        if let Some(length) = length.filter(|_| !is_said) {
+            headers.insert(header::CONTENT_LENGTH, number(length));
+        }
+        if let Some(freshness) = &freshness {
+            headers.insert(header::AGE, number(freshness.age.as_secs()));
+            if let Ok(cache_status) = HeaderValue::from_str(&cache_status(freshness)) {
+                headers.insert(CACHE_STATUS, cache_status);
+            }
         }
         if !matches!(log.method, Method::GET | Method::HEAD) && log.version < Version::HTTP_2 {
             // The body that such a request brings was not read, so nothing can follow it.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let length =
-            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let promised = if log.method == Method::HEAD { 0 } else { length.unwrap_or(0) };
         let head_after = log.started.elapsed();
         self.accounts.count(kind, status, head_after);
@@ -399,7 +405,7 @@ impl Service {
             // Probes and scrapes would bury the pulls.
             return response;
         }
-        let answered = Answered { status, cache_status, promised, head_after };
+        let answered = Answered { status, freshness, promised, head_after };
         let record = Record::new(log, answered, Arc::clone(&self.accounts));
         response.map(|body| body.recorded(record))
     }
@@ -420,10 +426,7 @@ fn blob_answer(status: StatusCode, length: Option<u64>, body: ResponseBody) -> A
     let answer = Answer::new(status, body)
         .header(header::CONTENT_TYPE, OCTET_STREAM)
         .header(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    match length {
-        Some(length) => answer.header(header::CONTENT_LENGTH, length),
-        None => answer,
-    }
+    Answer { length, ..answer }
 }
 
 async fn whole(blob: BlobAnswer) -> Result<Answer, Refusal> {
@@ -483,15 +486,26 @@ async fn ranges(blob: BlobAnswer, ranges: Vec<ByteRange>) -> Result<Reader, Refu
 fn requested_range(parts: &Parts, digest: &Digest) -> Option<RangeRequest> {
     let range = parts.headers.get(header::RANGE)?.to_str().ok()?;
     let same_entity = match parts.headers.get(header::IF_RANGE) {
-        Some(condition) => condition.to_str().is_ok_and(|condition| condition == etag(digest)),
+        Some(condition) => condition.to_str().is_ok_and(|condition| condition == &*etag(digest)),
         None => true,
     };
     if same_entity { RangeRequest::parse(range) } else { None }
 }
 
-fn etag(digest: &Digest) -> String {
-    let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
-    ["\"", algorithm, ":", &hex, "\""].concat()
+/// The digest in quotes.
+fn etag(digest: &Digest) -> ArrayString<ETAG> {
+    let mut tag = ArrayString::new();
+    for part in ["\"", &digest.text(), "\""] {
+        // It has room for the longest.
+        let _ = tag.try_push_str(part);
+    }
+    tag
+}
+
+/// `HeaderValue::from`, without its formatting.
+fn number(value: u64) -> HeaderValue {
+    // Digits are always a value.
+    HeaderValue::from_str(itoa::Buffer::new().format(value)).unwrap_or(HeaderValue::from_static("0"))
 }
 
 fn not_modified(digest: &Digest, freshness: &Freshness) -> Answer {
@@ -512,7 +526,7 @@ fn matches_etag(parts: &Parts, digest: &Digest) -> bool {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
-        .any(|candidate| candidate == "*" || candidate.trim_start_matches("W/") == etag)
+        .any(|candidate| candidate == "*" || candidate.trim_start_matches("W/") == &*etag)
 }
 
 fn log_request(parts: &Parts, client: &Client) -> access_log::Request {
@@ -521,7 +535,7 @@ fn log_request(parts: &Parts, client: &Client) -> access_log::Request {
         !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.iter().all(u8::is_ascii_graphic)
     });
     access_log::Request {
-        id: id.cloned().unwrap_or_else(new_request_id),
+        id: id.cloned().map_or_else(RequestId::random, RequestId::Given),
         client: client.of_request(&parts.headers),
         version: parts.version,
         tls: client.tls.clone(),
@@ -531,10 +545,4 @@ fn log_request(parts: &Parts, client: &Client) -> access_log::Request {
         user_agent: parts.headers.get(header::USER_AGENT).cloned(),
         started: Instant::now(),
     }
-}
-
-/// 64 random bits in hexadecimal.
-fn new_request_id() -> HeaderValue {
-    // Hexadecimal digits are always a value.
-    HeaderValue::try_from(format!("{:016x}", fastrand::u64(..))).unwrap_or(HeaderValue::from_static("-"))
 }

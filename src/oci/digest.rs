@@ -10,6 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use arrayvec::ArrayString;
 use bytes::Bytes;
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
@@ -109,6 +110,16 @@ impl Digest {
         encode_hex(self.as_bytes(), &mut [0; MAX_HEX]).to_owned()
     }
 
+    /// The text form, on the stack.
+    pub fn text(&self) -> ArrayString<MAX_TEXT> {
+        let mut text = ArrayString::new();
+        for part in [self.algorithm().as_str(), ":", encode_hex(self.as_bytes(), &mut [0; MAX_HEX])] {
+            // Never longer than the longest there is.
+            let _ = text.try_push_str(part);
+        }
+        text
+    }
+
     /// The tag under which registries without a referrers API keep the referrers of this digest:
     /// `sha256-<hex>`, cut to the specification's lengths (distribution-spec v1.1.1 "Referrers Tag Schema").
     pub fn referrers_tag(&self) -> String {
@@ -137,9 +148,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.algorithm().as_str())?;
-        f.write_str(":")?;
-        f.write_str(encode_hex(self.as_bytes(), &mut [0; MAX_HEX]))
+        f.write_str(&self.text())
     }
 }
 
@@ -373,6 +382,8 @@ fn restore<H: SerializableState>(state: &[u8]) -> Option<H> {
 
 /// Hexadecimal digits of the longest hash.
 const MAX_HEX: usize = 128;
+/// The longest text form.
+const MAX_TEXT: usize = "sha512:".len() + MAX_HEX;
 
 /// The two digits of every byte: one look-up instead of two and their shifts.
 const HEX_PAIRS: [[u8; 2]; 256] = {

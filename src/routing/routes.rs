@@ -4,8 +4,9 @@
 //! `Host` header (an alias that resolves to this edge), the first component of the path (Podman, CRI-O, Docker),
 //! or not at all (Docker's `registry-mirrors`), which means the default upstream.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use crate::oci::{NodeId, Repository, Via};
 

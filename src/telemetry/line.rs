@@ -129,10 +129,10 @@ impl Line<'_> {
                     if place > 0 {
                         self.text.push(b'.');
                     }
-                    push_number(self.text, octet.into());
+                    self.digits(octet.into());
                 }
                 self.text.push(b':');
-                push_number(self.text, address.port().into());
+                self.digits(address.port().into());
             }
             SocketAddr::V6(address) => {
                 // Writing to memory cannot fail.
@@ -145,7 +145,11 @@ impl Line<'_> {
     /// A number.
     pub fn number(&mut self, name: &str, value: u64) {
         self.name(name);
-        push_number(self.text, value);
+        self.digits(value);
+    }
+
+    fn digits(&mut self, value: u64) {
+        self.text.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     /// What stands around a text that needs no quotes.
@@ -257,22 +261,6 @@ fn digits<const WIDTH: usize>(mut value: u64) -> [u8; WIDTH] {
 fn is_plain(text: &str) -> bool {
     let is_plain = |byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
     text.bytes().fold(true, |all, byte| all & is_plain(byte))
-}
-
-/// What `write!` would do, at a fifth of its cost: a line has five numbers.
-fn push_number(line: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0; 20];
-    let mut begin = digits.len();
-    loop {
-        begin -= 1;
-        // A digit fits in a byte.
-        digits[begin] = b'0' + (value % 10) as u8;
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    line.extend_from_slice(&digits[begin..]);
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 use self::delivery::StreamBody;
 use self::streams::Streams;
 use super::client::Client;
-use super::connection::{Stream, Terms};
+use super::connection::{Stream, Terms, seldom};
 
 /// Requests have no bodies that are read, so the least that RFC 9113 knows is enough.
 const RECEIVE_WINDOW: u32 = 65_535;
@@ -39,6 +39,14 @@ const LOCAL_RESETS: usize = 100;
 
 /// How long an idle client may take to answer a GOAWAY.
 const LEAVE: Duration = Duration::from_secs(1);
+
+/// Why a connection is to end.
+enum Ending {
+    Drain,
+    Idle,
+    /// The client opens streams only to reset them.
+    Flood,
+}
 
 /// Serves until the client leaves, is idle for too long or misbehaves, or the process drains; the answers under way are
 /// finished.
@@ -65,26 +73,32 @@ pub(super) async fn serve<I: Stream>(io: I, client: Arc<Client>, terms: &Arc<Ter
         })
     };
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), handler));
-    let is_idle = tokio::select! {
+    let ending = seldom(async {
+        tokio::select! {
+            () = terms.tasks.draining() => Ending::Drain,
+            () = streams.requests.idle_for(limits.header_timeout) => Ending::Idle,
+            () = streams.flooded() => Ending::Flood,
+        }
+    });
+    let ending = tokio::select! {
         // First, what has arrived: a drain must not close over a request that is already here.
         biased;
         ended = connection.as_mut() => return ended,
-        () = terms.tasks.draining() => false,
-        () = streams.idle_for(limits.header_timeout) => true,
-        () = streams.flooded() => {
-            tracing::debug!("an HTTP/2 client takes back most of what it asks for");
-            return Ok(());
-        }
+        ending = ending => ending,
     };
+    if let Ending::Flood = ending {
+        tracing::debug!("an HTTP/2 client takes back most of what it asks for");
+        return Ok(());
+    }
     // GOAWAY: the streams under way finish, an idle connection closes at once.
     connection.as_mut().graceful_shutdown();
     let overdue = async {
-        if !is_idle {
+        if let Ending::Drain = ending {
             std::future::pending::<()>().await;
         }
         sleep(LEAVE).await;
         // A request may have crossed the GOAWAY: it is answered.
-        streams.idle_for(LEAVE).await;
+        streams.requests.idle_for(LEAVE).await;
     };
     tokio::select! {
         ended = connection => ended,
@@ -101,7 +115,7 @@ async fn answer(
 ) -> Response<StreamBody> {
     let request = with_host(request);
     // The first stream sits on its connection's seat.
-    let seat = if streams.open() > 1 {
+    let seat = if streams.requests.open() > 1 {
         match timeout(terms.limits.header_timeout, Arc::clone(&terms.seats).acquire_owned()).await {
             Ok(Ok(seat)) => Some(seat),
             // The semaphore is never closed.

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
 
 use super::delivery::Delivery;
+use crate::frontend::requests::{Open, Requests};
 use crate::runtime::Tasks;
 
 /// Requests taken back before their answer has begun: more than this many, and more than half of all, ends the
@@ -33,44 +33,22 @@ pub(super) struct StreamState {
 pub(super) struct Streams {
     tasks: Tasks,
     write_timeout: Duration,
+    pub(super) requests: Arc<Requests>,
     // Short sections of arithmetic, never across an await.
     counts: Mutex<Counts>,
     flooded: Notify,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counts {
-    open: usize,
     all: u64,
     premature: u64,
-    /// When the last stream ended; of no meaning while one is open.
-    idle_since: Instant,
 }
 
 impl Streams {
     pub(super) fn new(tasks: Tasks, write_timeout: Duration) -> Self {
-        let counts = Counts { open: 0, all: 0, premature: 0, idle_since: Instant::now() };
-        Self { tasks, write_timeout, counts: Mutex::new(counts), flooded: Notify::new() }
-    }
-
-    /// How many streams are open.
-    pub(super) fn open(&self) -> usize {
-        self.counts().open
-    }
-
-    /// Resolves when no stream has been open for this long. Cancel safe.
-    pub(super) async fn idle_for(&self, limit: Duration) {
-        loop {
-            let until = {
-                let counts = self.counts();
-                if counts.open == 0 { counts.idle_since + limit } else { Instant::now() + limit }
-            };
-            sleep_until(until).await;
-            let counts = self.counts();
-            if counts.open == 0 && counts.idle_since + limit <= Instant::now() {
-                return;
-            }
-        }
+        let requests = Arc::new(Requests::new());
+        Self { tasks, write_timeout, requests, counts: Mutex::default(), flooded: Notify::new() }
     }
 
     /// Resolves when the client opens streams only to reset them. Cancel safe.
@@ -78,16 +56,9 @@ impl Streams {
         self.flooded.notified().await;
     }
 
-    fn begin(&self) {
-        let mut counts = self.counts();
-        counts.open += 1;
-        counts.all += 1;
-    }
-
     fn end(&self, was_answered: bool) {
         let mut counts = self.counts();
-        counts.open -= 1;
-        counts.idle_since = Instant::now();
+        counts.all += 1;
         counts.premature += u64::from(!was_answered);
         if counts.premature > PREMATURE_RESETS && counts.premature * 2 > counts.all {
             self.flooded.notify_one();
@@ -100,12 +71,13 @@ impl Streams {
 }
 
 /// Counts a stream out, however it ends.
-struct Open {
+struct Ending {
     streams: Arc<Streams>,
     state: Arc<StreamState>,
+    _open: Open,
 }
 
-impl Drop for Open {
+impl Drop for Ending {
     fn drop(&mut self) {
         self.streams.end(self.state.is_answered.load(Ordering::Relaxed));
     }
@@ -122,11 +94,9 @@ where
 {
     fn execute(&self, stream: F) {
         let streams = Arc::clone(&self.0);
-        let state = Arc::new(StreamState::default());
-        streams.begin();
-        let open = Open { streams, state };
+        let ending = Ending { _open: streams.requests.begin(), streams, state: Arc::default() };
         self.0.tasks.spawn("stream", async move {
-            let (state, limit) = (&open.state, open.streams.write_timeout);
+            let (state, limit) = (&ending.state, ending.streams.write_timeout);
             tokio::select! {
                 biased;
                 () = STREAM.scope(Arc::clone(state), stream) => {}
@@ -145,7 +115,6 @@ mod tests {
         let streams = |answered: &dyn Fn(u64) -> bool| {
             let streams = Streams::new(Tasks::new(), Duration::MAX);
             for request in 0..1000 {
-                streams.begin();
                 streams.end(answered(request));
             }
             streams
@@ -155,17 +124,5 @@ mod tests {
         assert!(tokio::time::timeout(soon, patient.flooded()).await.is_err());
         let rapid = streams(&|_| false);
         assert!(tokio::time::timeout(soon, rapid.flooded()).await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_only_without_streams() {
-        let streams = Streams::new(Tasks::new(), Duration::MAX);
-        let limit = Duration::from_mins(1);
-        streams.begin();
-        assert!(tokio::time::timeout(limit * 3, streams.idle_for(limit)).await.is_err());
-        streams.end(true);
-        let began = Instant::now();
-        streams.idle_for(limit).await;
-        assert!(began.elapsed() >= limit && began.elapsed() < limit * 2);
     }
 }
