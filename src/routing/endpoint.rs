@@ -188,7 +188,10 @@ pub(super) fn normal_name(text: &str) -> String {
 
 /// Whether [`normal_name`] would change nothing; `false` where that is not plain to see.
 pub(super) fn is_normal_name(text: &str) -> bool {
-    !text.bytes().any(|byte| byte.is_ascii_uppercase()) && !text.ends_with('.') && !text.contains(".:")
+    let mut pairs = text.bytes().zip(text.bytes().skip(1));
+    !text.bytes().any(|byte| byte.is_ascii_uppercase())
+        && !text.ends_with('.')
+        && !pairs.any(|pair| pair == (b'.', b':'))
 }
 
 #[cfg(test)]
