@@ -128,6 +128,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// One runtime whose workers share the connections, and the system's allocator. Measured by hits of a 2 KiB manifest over
+/// 64 connections on 2 cores, against this choice (medians of 12 to 30 interleaved rounds, quartiles of the CPU): a
+/// runtime per core takes 0.94 (0.72–1.02) of the CPU and answers 1.14 times as much, with 2.5 times the p99, since a
+/// connection waits for its core while the other is idle; mimalloc takes 1.01 (0.95–1.13) and 5 MiB more, jemalloc 0.97
+/// (0.88–1.16) and 2 MiB more.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
 }

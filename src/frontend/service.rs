@@ -71,7 +71,12 @@ pub struct Service {
 }
 
 /// An answer before its common headers.
-struct Answer {
+struct Answer(
+    // Boxed: it goes through many hands, and each move of its 250 bytes costs more than one allocation.
+    Box<Draft>,
+);
+
+struct Draft {
     response: Response<ResponseBody>,
     /// How long the body of a GET is, where that is known.
     length: Option<u64>,
@@ -84,7 +89,7 @@ impl Answer {
         *response.status_mut() = status;
         // Enough for a manifest or a range: the map is allocated once and never grows.
         response.headers_mut().reserve(USUAL_HEADERS);
-        Self { response, length: None, freshness: None }
+        Self(Box::new(Draft { response, length: None, freshness: None }))
     }
 
     fn text(status: StatusCode, content_type: HeaderValue, text: impl Into<Bytes>) -> Self {
@@ -94,14 +99,14 @@ impl Answer {
     }
 
     fn length(mut self, length: u64) -> Self {
-        self.length = Some(length);
+        self.0.length = Some(length);
         self
     }
 
     /// Sets a header; a value that is none, which can only come from an upstream, is left out.
     fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
         if let Ok(value) = value.try_into() {
-            self.response.headers_mut().insert(name, value);
+            self.0.response.headers_mut().insert(name, value);
         }
         self
     }
@@ -111,7 +116,7 @@ impl Answer {
     }
 
     fn freshness(mut self, freshness: &Freshness) -> Self {
-        self.freshness = Some(*freshness);
+        self.0.freshness = Some(*freshness);
         self
     }
 }
@@ -378,7 +383,7 @@ impl Service {
     }
 
     fn finish(&self, log: access_log::Request, kind: Kind, answer: Answer) -> Response<ResponseBody> {
-        let Answer { mut response, length, freshness } = answer;
+        let Draft { mut response, length, freshness } = *answer.0;
         let status = response.status();
         // hyper says how long a body is that goes out as a whole.
         let is_said = log.method != Method::HEAD && response.body().size_hint().exact() == length;
@@ -423,10 +428,11 @@ fn refuse(error: &crate::pull::Error) -> Refusal {
 }
 
 fn blob_answer(status: StatusCode, length: Option<u64>, body: ResponseBody) -> Answer {
-    let answer = Answer::new(status, body)
+    let mut answer = Answer::new(status, body)
         .header(header::CONTENT_TYPE, OCTET_STREAM)
         .header(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    Answer { length, ..answer }
+    answer.0.length = length;
+    answer
 }
 
 async fn whole(blob: BlobAnswer) -> Result<Answer, Refusal> {
@@ -470,7 +476,7 @@ async fn parts_of(blob: BlobAnswer, several: Vec<ByteRange>, size: u64) -> Resul
     let reader = ranges(blob, several).await?;
     let body = ResponseBody::multipart(multipart, reader, first);
     let mut answer = blob_answer(StatusCode::PARTIAL_CONTENT, Some(length), body);
-    answer.response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    answer.0.response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     Ok(answer)
 }
 

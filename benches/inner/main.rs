@@ -1,0 +1,154 @@
+//! The inner loops: what a hit does for every request, and a fill for every byte.
+//!
+//! `cargo bench --bench inner` prints the time of each; a name behind `--` picks some of them.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clawhub_edge::oci::{
+    Algorithm, ApiRequest, Digest, Hasher, Manifest, RangeRequest, Repository, Verified,
+};
+use clawhub_edge::routing::{Routes, RoutingConfig};
+use clawhub_edge::runtime::{Bytes, Settings, SystemClock};
+use clawhub_edge::store::eviction::{Class, Object};
+use clawhub_edge::store::{Amount, DiskConfig, Metrics, RangeSet, Store, StoreConfig};
+use clawhub_edge::telemetry;
+use divan::counter::BytesCount;
+use divan::{AllocProfiler, Bencher};
+
+#[global_allocator]
+static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
+
+fn main() {
+    divan::main();
+}
+
+const PATH: &str = "/v2/docker.io/library/nginx/manifests/stable";
+const BLOB: &str = "/v2/library/nginx/blobs/sha256:\
+                    b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c";
+
+/// An image index of 2 KiB.
+fn index() -> Vec<u8> {
+    let entry = |number: usize| {
+        let digest = Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+        serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1000 + number,
+            "platform": { "architecture": "amd64", "os": "linux" },
+        })
+    };
+    let manifests: Vec<_> = (0..8).map(entry).collect();
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = serde_json::json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+    index.to_string().into_bytes()
+}
+
+#[divan::bench]
+fn request_by_tag() -> ApiRequest {
+    ApiRequest::parse(black_box(PATH), black_box(Some("ns=docker.io"))).expect("a pull")
+}
+
+#[divan::bench]
+fn request_by_digest() -> ApiRequest {
+    ApiRequest::parse(black_box(BLOB), None).expect("a pull")
+}
+
+#[divan::bench]
+fn digest_to_text(bencher: Bencher<'_, '_>) {
+    let digest = Digest::of(Algorithm::Sha256, b"");
+    bencher.bench(|| black_box(&digest).text());
+}
+
+#[divan::bench]
+fn manifest(bencher: Bencher<'_, '_>) {
+    let body = index();
+    bencher
+        .counter(BytesCount::new(body.len()))
+        .bench(|| Manifest::parse(black_box(&body), None).expect("an index"));
+}
+
+#[divan::bench]
+fn several_ranges() -> clawhub_edge::oci::Resolved {
+    let request = RangeRequest::parse(black_box("bytes=0-1023,4096-8191,-512")).expect("ranges");
+    request.resolve(black_box(1 << 30))
+}
+
+#[divan::bench]
+fn route(bencher: Bencher<'_, '_>) {
+    let settings = Settings::new(None::<(&Path, &str)>, [], std::collections::BTreeMap::new());
+    let routes = Routes::new(RoutingConfig::read(&settings.root()));
+    let repository: Repository = "docker.io/library/nginx".parse().expect("a name");
+    bencher.bench(|| routes.find(None, black_box(Some("edge.example:5050")), black_box(&repository)));
+}
+
+/// What a fill does with what it has received.
+#[divan::bench(args = [64 << 10, 256 << 10])]
+fn hash(bencher: Bencher<'_, '_>, length: usize) {
+    let frame = vec![7; length];
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    bencher.counter(BytesCount::new(length)).bench_local(|| hasher.update(black_box(&frame)));
+}
+
+/// A blob of 4 GiB that arrives in blocks of 1 MiB from four places.
+#[divan::bench]
+fn arriving_ranges() -> RangeSet {
+    let mut arrived = RangeSet::new();
+    for block in 0..1024_u64 {
+        for place in 0..4 {
+            let start = (place * 1024 + block) << 20;
+            arrived.insert(start, start + (1 << 20));
+        }
+    }
+    arrived
+}
+
+/// A look-up in the memory tier, with what it notes for the eviction.
+#[divan::bench]
+fn hit_in_memory(bencher: Bencher<'_, '_>) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = StoreConfig {
+        disks: vec![DiskConfig::new(directory.path().to_owned(), Amount::Bytes(Bytes::gib(1)))],
+        memory: Bytes::mib(64),
+        memory_max_object: Bytes::kib(256),
+    };
+    let metrics = Metrics::register(&telemetry::Metrics::new());
+    let (store, verified) = {
+        let _entered = runtime.enter();
+        let store = Store::open(&config, Arc::new(SystemClock), metrics).expect("a store");
+        (store, verified(index()))
+    };
+    let digest = verified.digest();
+    runtime.block_on(store.put(verified, Duration::from_millis(50))).expect("room");
+    bencher.bench(|| futures_util::future::FutureExt::now_or_never(store.get(black_box(&digest))).is_some());
+    runtime.block_on(store.close());
+}
+
+fn verified(bytes: Vec<u8>) -> Verified {
+    Digest::of(Algorithm::Sha256, &bytes).verify(bytes.into()).expect("its own digest")
+}
+
+/// One victim among a hundred thousand, and what takes its place.
+#[divan::bench]
+fn eviction(bencher: Bencher<'_, '_>) {
+    let mut policy = clawhub_edge::store::eviction::Algorithm::default().policy();
+    let object = |key: u64| Object {
+        key,
+        bytes: 1_000 + key * 7919 % 50_000_000,
+        class: Class::Layer,
+        cost: 1.0,
+        dependents: 1,
+    };
+    for slot in 0..100_000 {
+        policy.insert(slot, &object(slot.into()), None, slot / 10);
+    }
+    let mut now = 10_000;
+    bencher.bench_local(|| {
+        now += 1;
+        if let Some(victim) = policy.victim(now, &mut |_| true) {
+            policy.remove(victim);
+            policy.insert(victim, &object(now.into()), None, now);
+        }
+    });
+}
