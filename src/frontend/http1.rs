@@ -22,8 +22,8 @@ const WRITE_BUFFER: usize = 512 << 10;
 /// With an `outbox`, which is that of a [`FileWriter`](super::file_writer::FileWriter) below, files are sent without
 /// being read.
 ///
-/// The deadline on a request's head is ours. hyper's sets a timer for each request, which takes the lock of the
-/// runtime's timers twice, and counts from before the end of an answer has left.
+/// The deadline on a request's head is ours: hyper's sets a timer for each request, which takes the lock of the runtime's
+/// timers twice.
 pub(super) async fn serve<I: Stream>(
     io: I,
     outbox: Option<Arc<Outbox>>,

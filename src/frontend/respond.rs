@@ -9,7 +9,7 @@ use std::time::Duration;
 use arrayvec::ArrayString;
 use hyper::StatusCode;
 
-use crate::oci::{ErrorCode, RequestError};
+use crate::oci::{ErrorCode, RequestError, concat};
 use crate::pull::{self, Freshness, Served};
 use crate::routing::RoutingError;
 use crate::upstream;
@@ -189,27 +189,18 @@ impl From<&upstream::Error> for Refusal {
 
 /// The value of `Cache-Status` (RFC 9211).
 pub(super) fn cache_status(freshness: &Freshness) -> ArrayString<96> {
-    let mut status = ArrayString::new();
-    // The longest has 76 characters: nothing is refused.
-    let mut say = |text: &str| {
-        let _ = status.try_push_str(text);
-    };
-    say(CACHE_NAME);
-    say(match freshness.served {
+    let served = match freshness.served {
         Served::Hit | Served::Stale => "; hit",
         Served::Revalidated => "; fwd=stale; fwd-status=200",
         Served::Miss => "; fwd=uri-miss; stored",
         Served::Forwarded => "; fwd=uri-miss",
         Served::Collapsed => "; fwd=uri-miss; collapsed",
-    });
-    if let Some(ttl) = freshness.ttl {
-        say("; ttl=");
-        say(itoa::Buffer::new().format(ttl));
-    }
-    if freshness.served == Served::Stale {
-        say("; detail=stale");
-    }
-    status
+    };
+    let mut digits = itoa::Buffer::new();
+    let ttl = freshness.ttl.map_or(["", ""], |ttl| ["; ttl=", digits.format(ttl)]);
+    let detail = if freshness.served == Served::Stale { "; detail=stale" } else { "" };
+    // At most 80 characters.
+    concat(&[CACHE_NAME, served, ttl[0], ttl[1], detail])
 }
 
 #[cfg(test)]
@@ -222,6 +213,7 @@ mod tests {
         for (served, ttl, expected) in [
             (Served::Hit, None, "clawhub-edge; hit"),
             (Served::Hit, Some(12), "clawhub-edge; hit; ttl=12"),
+            (Served::Stale, Some(-7), "clawhub-edge; hit; ttl=-7; detail=stale"),
             (Served::Stale, Some(i64::MIN), "clawhub-edge; hit; ttl=-9223372036854775808; detail=stale"),
             (Served::Miss, None, "clawhub-edge; fwd=uri-miss; stored"),
             (Served::Forwarded, None, "clawhub-edge; fwd=uri-miss"),

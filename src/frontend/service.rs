@@ -20,7 +20,7 @@ use super::referrers;
 use super::respond::{Refusal, cache_status};
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
-    RequestError, Resolved, Target, Via, media_type, next_page_link,
+    RequestError, Resolved, Target, Via, concat, media_type, next_page_link,
 };
 use crate::pull::{self, BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
 use crate::routing::{Route, Routes};
@@ -500,12 +500,7 @@ fn requested_range(parts: &Parts, digest: &Digest) -> Option<RangeRequest> {
 
 /// The digest in quotes.
 fn etag(digest: &Digest) -> ArrayString<ETAG> {
-    let mut tag = ArrayString::new();
-    for part in ["\"", &digest.text(), "\""] {
-        // It has room for the longest.
-        let _ = tag.try_push_str(part);
-    }
-    tag
+    concat(&["\"", &digest.text(), "\""])
 }
 
 /// `HeaderValue::from`, without its formatting.

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, Sha512};
 
+use super::concat::concat;
 use super::excerpt::excerpt;
 
 /// A hash algorithm that content may be addressed by.
@@ -112,12 +113,7 @@ impl Digest {
 
     /// The text form, on the stack.
     pub fn text(&self) -> ArrayString<MAX_TEXT> {
-        let mut text = ArrayString::new();
-        for part in [self.algorithm().as_str(), ":", encode_hex(self.as_bytes(), &mut [0; MAX_HEX])] {
-            // Never longer than the longest there is.
-            let _ = text.try_push_str(part);
-        }
-        text
+        concat(&[self.algorithm().as_str(), ":", encode_hex(self.as_bytes(), &mut [0; MAX_HEX])])
     }
 
     /// The tag under which registries without a referrers API keep the referrers of this digest:

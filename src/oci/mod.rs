@@ -30,6 +30,7 @@ macro_rules! serde_as_text {
 }
 
 mod challenge;
+mod concat;
 mod descriptor;
 mod digest;
 mod error;
@@ -45,6 +46,7 @@ mod request;
 mod via;
 
 pub use challenge::{Challenge, Scheme};
+pub use concat::concat;
 pub use descriptor::{Descriptor, Platform, PlatformError};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, HasherStateError, Mismatch, Verified};
 pub use error::{ErrorCode, ErrorDocument, ErrorEntry};

@@ -88,11 +88,8 @@ impl Store {
             let (keeping, records) = (Arc::clone(&disk), Instant::now() >= next_record);
             let kept = tokio::task::spawn_blocking(move || keep_house_once(&keeping, records));
             match kept.await {
-                Ok(is_new) => {
-                    if is_new {
-                        self.note_kept_again();
-                    }
-                }
+                Ok(false) => {}
+                Ok(true) => self.note_kept_again(),
                 Err(error) => {
                     let directory = disk.layout.root().display();
                     tracing::error!(%directory, %error, "housekeeping has failed");

@@ -437,8 +437,8 @@ impl Store {
         self.write(verified, Some(cost.as_secs_f32())).await
     }
 
-    /// Writes to a disk what only the memory tier has: the disk refused it when it came, or has lost it since. One object
-    /// at a time, and none for a moment after a failure: whoever asks for it again tries again.
+    /// Writes to a disk what only the memory tier has, because no disk took it when it came. One object at a time, and none
+    /// for a moment after a failure: whoever asks for it again tries again.
     fn write_again(&self, digest: Digest, bytes: &Bytes) {
         if self.choose_disk(None).is_err() {
             return;

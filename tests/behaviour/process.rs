@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::edge::{Edge, UPSTREAM, binary, until};
 use crate::support::http::{self, Connection};
@@ -93,6 +93,29 @@ async fn a_client_that_accepts_nothing_is_cut_off() {
     assert!(!dawdler.drain().await.complete);
     // Whoever reads slowly, but reads, is not.
     pull_blob(edge.addr(), "app", &digest).await;
+}
+
+#[tokio::test]
+async fn the_deadline_on_a_request_does_not_run_while_an_answer_is_on_its_way() {
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob("app", MIB, 4);
+    let edge = Edge::with(&origin, "[limits]\nheader_timeout = \"300ms\"").await;
+    pull_blob(edge.addr(), "app", &digest).await;
+    // Small windows: most of the answer waits at the edge, all of it handed over to be written.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(8 << 10).unwrap();
+    let mut client = socket.connect(edge.addr()).await.unwrap();
+    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", blob("app", &digest));
+    client.write_all(request.as_bytes()).await.unwrap();
+    let (began, mut received) = (Instant::now(), 0);
+    let mut buffer = vec![0; 64 << 10];
+    while received < MIB {
+        sleep(Duration::from_millis(30)).await;
+        let read = client.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "cut off after {received} bytes and {:?}", began.elapsed());
+        received += read as u64;
+    }
+    assert!(began.elapsed() > Duration::from_millis(900), "it took too little time to show anything");
 }
 
 #[tokio::test]

@@ -56,9 +56,13 @@ impl Streams {
         self.flooded.notified().await;
     }
 
+    fn begin(&self) -> Open {
+        self.counts().all += 1;
+        self.requests.begin()
+    }
+
     fn end(&self, was_answered: bool) {
         let mut counts = self.counts();
-        counts.all += 1;
         counts.premature += u64::from(!was_answered);
         if counts.premature > PREMATURE_RESETS && counts.premature * 2 > counts.all {
             self.flooded.notify_one();
@@ -71,13 +75,13 @@ impl Streams {
 }
 
 /// Counts a stream out, however it ends.
-struct Ending {
+struct Running {
     streams: Arc<Streams>,
     state: Arc<StreamState>,
     _open: Open,
 }
 
-impl Drop for Ending {
+impl Drop for Running {
     fn drop(&mut self) {
         self.streams.end(self.state.is_answered.load(Ordering::Relaxed));
     }
@@ -94,9 +98,9 @@ where
 {
     fn execute(&self, stream: F) {
         let streams = Arc::clone(&self.0);
-        let ending = Ending { _open: streams.requests.begin(), streams, state: Arc::default() };
+        let running = Running { _open: streams.begin(), streams, state: Arc::default() };
         self.0.tasks.spawn("stream", async move {
-            let (state, limit) = (&ending.state, ending.streams.write_timeout);
+            let (state, limit) = (&running.state, running.streams.write_timeout);
             tokio::select! {
                 biased;
                 () = STREAM.scope(Arc::clone(state), stream) => {}
@@ -115,6 +119,7 @@ mod tests {
         let streams = |answered: &dyn Fn(u64) -> bool| {
             let streams = Streams::new(Tasks::new(), Duration::MAX);
             for request in 0..1000 {
+                let _open = streams.begin();
                 streams.end(answered(request));
             }
             streams
