@@ -14,6 +14,9 @@ use super::respond::cache_status;
 use crate::pull::{self, Freshness};
 use crate::telemetry::Line;
 
+/// The outcome of an answer that has left as a whole.
+pub(super) const COMPLETE: &str = "complete";
+
 /// Ties an answer to its lines in the logs of everybody it has come through.
 #[derive(Debug)]
 pub(super) enum RequestId {
@@ -111,7 +114,7 @@ impl Record {
         } else if self.sent.load(Ordering::Relaxed) < self.answered.promised {
             "client left"
         } else {
-            "complete"
+            COMPLETE
         }
     }
 }
@@ -119,38 +122,75 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let Request { id, client, version, tls, method, uri, range, user_agent, started } = &self.request;
-        let Answered { status, freshness, head_after, .. } = &self.answered;
-        // The path alone: a query may carry what is nobody's business.
-        let path = uri.path();
         let sent = self.sent.load(Ordering::Relaxed);
         if let Some(error) = self.broken.get() {
-            let request_id = id.as_str();
+            let (request_id, path) = (id.as_str(), uri.path());
             tracing::warn!(request_id, path, %error, sent_bytes = sent, "an answer was broken");
         }
-        self.accounts.log.write(|line| {
-            line.quoted("request_id", id.as_str());
-            match client {
-                Source::Socket(address) => line.address("client", *address),
-                Source::Forwarded(_) | Source::Unix => line.word("client", &client.to_string()),
+        let entry = Entry {
+            id: id.as_str(),
+            client: *client,
+            version: *version,
+            tls: tls.as_deref(),
+            method: method.as_str(),
+            path: uri.path(),
+            query: uri.query(),
+            range: range.as_ref().and_then(text),
+            user_agent: user_agent.as_ref().and_then(text),
+            started: *started,
+            answered: &self.answered,
+            sent,
+            outcome: self.outcome(),
+        };
+        entry.write(&self.accounts);
+    }
+}
+
+/// A request with its answer, as a line shows them.
+pub(super) struct Entry<'a> {
+    pub(super) id: &'a str,
+    pub(super) client: Source,
+    pub(super) version: Version,
+    pub(super) tls: Option<&'a Secured>,
+    pub(super) method: &'a str,
+    /// The path alone is shown: a query may carry what is nobody's business.
+    pub(super) path: &'a str,
+    pub(super) query: Option<&'a str>,
+    pub(super) range: Option<&'a str>,
+    pub(super) user_agent: Option<&'a str>,
+    pub(super) started: Instant,
+    pub(super) answered: &'a Answered,
+    pub(super) sent: u64,
+    pub(super) outcome: &'static str,
+}
+
+impl Entry<'_> {
+    pub(super) fn write(&self, accounts: &Accounts) {
+        let Answered { status, freshness, head_after, .. } = self.answered;
+        accounts.log.write(|line| {
+            line.quoted("request_id", self.id);
+            match self.client {
+                Source::Socket(address) => line.address("client", address),
+                Source::Forwarded(_) | Source::Unix => line.word("client", &self.client.to_string()),
             }
-            line.word("protocol", protocol(*version));
-            if let Some(tls) = tls {
+            line.word("protocol", protocol(self.version));
+            if let Some(tls) = self.tls {
                 line.quoted("tls", tls.version);
                 if let Some(certificate) = &tls.certificate {
                     line.quoted("client_certificate", certificate);
                 }
             }
-            line.word("method", method.as_str());
-            line.quoted("path", path);
-            optional(line, "ns", namespace(uri));
-            optional(line, "range", range.as_ref().and_then(text));
+            line.word("method", self.method);
+            line.quoted("path", self.path);
+            optional(line, "ns", self.query.and_then(namespace));
+            optional(line, "range", self.range);
             line.number("status", status.as_u16().into());
-            line.number("sent_bytes", sent);
+            line.number("sent_bytes", self.sent);
             line.number("head_ms", millis(*head_after));
-            line.number("total_ms", millis(started.elapsed()));
+            line.number("total_ms", millis(self.started.elapsed()));
             optional(line, "cache", freshness.as_ref().map(cache_status).as_deref());
-            line.quoted("outcome", self.outcome());
-            optional(line, "user_agent", user_agent.as_ref().and_then(text));
+            line.quoted("outcome", self.outcome);
+            optional(line, "user_agent", self.user_agent);
         });
     }
 }
@@ -177,8 +217,8 @@ fn text(value: &HeaderValue) -> Option<&str> {
 }
 
 /// The upstream that the client named, as it wrote it.
-fn namespace(uri: &Uri) -> Option<&str> {
-    let mut pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+fn namespace(query: &str) -> Option<&str> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find(|(name, _)| *name == "ns").map(|(_, value)| value)
 }
 

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::body::Http1Body;
 use super::client::Client;
 use super::connection::{FIRST_WORD, Stream, Terms, seldom};
+use super::express::{Express, Lane};
 use super::outbox::Outbox;
 use super::requests::Requests;
 
@@ -33,6 +34,8 @@ pub(super) async fn serve<I: Stream>(
     let (service, facet) = (Arc::clone(&terms.service), terms.facet);
     let requests = Arc::new(Requests::new());
     let asked = Arc::clone(&requests);
+    let lane = Lane::new(Arc::clone(&service), Arc::clone(&client), Arc::clone(&requests));
+    let io = Express::new(io, lane);
     let handler = service_fn(move |request| {
         let open = asked.begin();
         let (service, client, outbox) = (Arc::clone(&service), Arc::clone(&client), outbox.clone());

@@ -20,12 +20,13 @@ struct State {
     open: usize,
     /// When the last one ended; of no meaning while one is open.
     idle_since: Instant,
-    had_any: bool,
+    /// How many there have been.
+    begun: u64,
 }
 
 impl Requests {
     pub(super) fn new() -> Self {
-        let state = State { open: 0, idle_since: Instant::now(), had_any: false };
+        let state = State { open: 0, idle_since: Instant::now(), begun: 0 };
         Self { state: Mutex::new(state), asked: Notify::new() }
     }
 
@@ -33,10 +34,17 @@ impl Requests {
     pub(super) fn begin(self: &Arc<Self>) -> Open {
         let mut state = self.state();
         state.open += 1;
-        if !std::mem::replace(&mut state.had_any, true) {
+        state.begun += 1;
+        if state.begun == 1 {
             self.asked.notify_one();
         }
         Open(Arc::clone(self))
+    }
+
+    /// How many there have been, if none is open.
+    pub(super) fn answered(&self) -> Option<u64> {
+        let state = self.state();
+        (state.open == 0).then_some(state.begun)
     }
 
     /// How many are open.
@@ -76,7 +84,8 @@ pub(super) struct Open(Arc<Requests>);
 
 impl Clone for Open {
     fn clone(&self) -> Self {
-        self.0.begin()
+        self.0.state().open += 1;
+        Self(Arc::clone(&self.0))
     }
 }
 

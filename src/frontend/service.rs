@@ -1,9 +1,7 @@
 //! One request, one answer.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use arrayvec::ArrayString;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -15,25 +13,21 @@ use super::access_log::{self, Answered, Record, RequestId};
 use super::accounts::{Accounts, Kind};
 use super::body::ResponseBody;
 use super::client::Client;
+use super::head::Head;
+use super::headers::{Headers, OCI_FILTERS_APPLIED, OCI_NAMESPACE, REQUEST_ID, WireHead, etag};
 use super::multipart::Multipart;
 use super::referrers;
-use super::respond::{Refusal, cache_status};
+use super::respond::Refusal;
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
-    RequestError, Resolved, Target, Via, concat, media_type, next_page_link,
+    RequestError, Resolved, Target, Via, media_type, next_page_link,
 };
-use crate::pull::{self, BlobAnswer, Freshness, ManifestAnswer, Puller, Reader, Want};
+use crate::pull::{self, BlobAnswer, Freshness, Puller, Reader, Want};
 use crate::routing::{Route, Routes};
 use crate::runtime::Tasks;
 use crate::telemetry;
 use crate::upstream;
 
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
-const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 const OCTET_STREAM: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const OCI_INDEX: HeaderValue = HeaderValue::from_static(media_type::OCI_INDEX);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -42,9 +36,6 @@ const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.
 
 /// Headers of an answer, those of `finish` included.
 const USUAL_HEADERS: usize = 10;
-
-/// The longest entity tag: a SHA-512 digest in quotes.
-const ETAG: usize = 2 + "sha512:".len() + 128;
 
 /// A request id that a client may choose: longer ones are replaced.
 const MAX_REQUEST_ID: usize = 128;
@@ -75,6 +66,14 @@ struct Answer(
     // Boxed: it goes through many hands, and each move of its 250 bytes costs more than one allocation.
     Box<Draft>,
 );
+
+/// An answer that memory gave, without its head.
+pub(super) struct AtOnce {
+    pub(super) id: RequestId,
+    pub(super) started: Instant,
+    pub(super) answered: Answered,
+    pub(super) body: Bytes,
+}
 
 struct Draft {
     response: Response<ResponseBody>,
@@ -111,8 +110,9 @@ impl Answer {
         self
     }
 
-    fn digest(self, digest: &Digest) -> Self {
-        self.header(CONTENT_DIGEST, digest.text().as_str()).header(header::ETAG, etag(digest).as_str())
+    fn digest(mut self, digest: &Digest) -> Self {
+        self.0.response.headers_mut().entity(digest);
+        self
     }
 
     fn freshness(mut self, freshness: &Freshness) -> Self {
@@ -144,7 +144,7 @@ impl Service {
         Self { routes, puller, tasks: tasks.clone(), exposition, accounts: Arc::new(accounts) }
     }
 
-    pub(super) fn accounts(&self) -> &Accounts {
+    pub(super) fn accounts(&self) -> &Arc<Accounts> {
         &self.accounts
     }
 
@@ -163,6 +163,36 @@ impl Service {
             None => self.api_answer(&parts).await,
         };
         self.finish(log, kind, answer)
+    }
+
+    /// Answers a request for a manifest that memory has, and writes the head of the answer; `None` for whatever takes
+    /// more. It is the answer that [`answer`](Self::answer) gives.
+    pub(super) fn at_once(&self, asked: &Head<'_>, wire: &mut WireHead) -> Option<AtOnce> {
+        let started = Instant::now();
+        if self.tasks.is_draining() {
+            // hyper tells the client that the connection ends.
+            return None;
+        }
+        let request = ApiRequest::parse(asked.path(), asked.query()).ok()?;
+        let Target::Manifest { repository, reference } = &request.target else { return None };
+        let route = self.routes.find(request.ns.as_deref(), Some(asked.host), repository).ok()?;
+        let manifest = self.puller.hot_manifest(&route, reference)?;
+        let id = RequestId::random();
+        wire.manifest(&manifest);
+        if let Some(ns) = &request.ns {
+            wire.text(OCI_NAMESPACE, ns);
+        }
+        wire.common(&id, Some(&manifest.freshness));
+        wire.number(header::CONTENT_LENGTH, manifest.size);
+        let body = manifest.body.filter(|_| asked.method == Method::GET).unwrap_or_default();
+        let answered = Answered {
+            status: StatusCode::OK,
+            freshness: Some(manifest.freshness),
+            promised: body.len() as u64,
+            head_after: started.elapsed(),
+        };
+        self.accounts.count(Kind::Manifest, answered.status, answered.head_after);
+        Some(AtOnce { id, started, answered, body })
     }
 
     /// Refuses one request because there is no seat for it.
@@ -274,18 +304,20 @@ impl Service {
 
     async fn manifest(&self, parts: &Parts, route: &Route, reference: &Reference) -> Result<Answer, Refusal> {
         let want = if parts.method == Method::HEAD { Want::Head } else { Want::Body };
-        let manifest = self.puller.manifest(route, reference, want).await.map_err(|error| refuse(&error))?;
+        let mut manifest = match self.puller.hot_manifest(route, reference) {
+            Some(manifest) => manifest,
+            None => {
+                let asked = Box::pin(self.puller.manifest(route, reference, want)).await;
+                asked.map_err(|error| refuse(&error))?
+            }
+        };
         if matches_etag(parts, &manifest.digest) {
             return Ok(not_modified(&manifest.digest, &manifest.freshness));
         }
-        let ManifestAnswer { digest, size, media_type, body, freshness } = manifest;
-        let body = body.filter(|_| want == Want::Body).map_or_else(ResponseBody::empty, ResponseBody::whole);
-        let answer = Answer::new(StatusCode::OK, body);
-        let answer = match media_type {
-            Cow::Borrowed(known) => answer.header(header::CONTENT_TYPE, HeaderValue::from_static(known)),
-            Cow::Owned(other) => answer.header(header::CONTENT_TYPE, other),
-        };
-        Ok(answer.length(size).digest(&digest).freshness(&freshness))
+        let body = manifest.body.take().filter(|_| want == Want::Body);
+        let mut answer = Answer::new(StatusCode::OK, body.map_or_else(ResponseBody::empty, ResponseBody::whole));
+        answer.0.response.headers_mut().manifest(&manifest);
+        Ok(answer.length(manifest.size).freshness(&manifest.freshness))
     }
 
     async fn blob(&self, parts: &Parts, route: &Route, digest: &Digest) -> Result<Answer, Refusal> {
@@ -388,16 +420,9 @@ impl Service {
         // hyper says how long a body is that goes out as a whole.
         let is_said = log.method != Method::HEAD && response.body().size_hint().exact() == length;
         let headers = response.headers_mut();
-        headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        headers.insert(REQUEST_ID, HeaderValue::from(&log.id));
+        headers.common(&log.id, freshness.as_ref());
         if let Some(length) = length.filter(|_| !is_said) {
-            headers.insert(header::CONTENT_LENGTH, number(length));
-        }
-        if let Some(freshness) = &freshness {
-            headers.insert(header::AGE, number(freshness.age.as_secs()));
-            if let Ok(cache_status) = HeaderValue::from_str(&cache_status(freshness)) {
-                headers.insert(CACHE_STATUS, cache_status);
-            }
+            headers.number(header::CONTENT_LENGTH, length);
         }
         if !matches!(log.method, Method::GET | Method::HEAD) && log.version < Version::HTTP_2 {
             // The body that such a request brings was not read, so nothing can follow it.
@@ -496,17 +521,6 @@ fn requested_range(parts: &Parts, digest: &Digest) -> Option<RangeRequest> {
         None => true,
     };
     if same_entity { RangeRequest::parse(range) } else { None }
-}
-
-/// The digest in quotes.
-fn etag(digest: &Digest) -> ArrayString<ETAG> {
-    concat(&["\"", &digest.text(), "\""])
-}
-
-/// `HeaderValue::from`, without its formatting.
-fn number(value: u64) -> HeaderValue {
-    // Digits are always a value.
-    HeaderValue::from_str(itoa::Buffer::new().format(value)).unwrap_or(HeaderValue::from_static("0"))
 }
 
 fn not_modified(digest: &Digest, freshness: &Freshness) -> Answer {

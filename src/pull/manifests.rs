@@ -58,6 +58,25 @@ impl StoredManifest {
 }
 
 impl Puller {
+    /// The manifest of a tag or digest, if memory alone can answer: the tag is fresh, the right is proven, the bytes are
+    /// hot. Waits for nothing and asks nobody.
+    pub fn hot_manifest(&self, route: &Route, reference: &Reference) -> Option<ManifestAnswer> {
+        let (digest, freshness) = match reference {
+            Reference::Digest(digest) => (*digest, Freshness::of(Served::Hit)),
+            Reference::Tag(tag) => self.hot_tag(route, tag)?,
+        };
+        if !self.is_known_visible(route, &digest) {
+            return None;
+        }
+        let media_type = self.0.media_types.get(&digest)?;
+        let body = self.store().hot(&digest)?;
+        if let Reference::Tag(tag) = reference {
+            self.keep_if_declared(route, tag, &digest);
+        }
+        self.metrics().count_answer("manifest", Served::Hit);
+        Some(StoredManifest { digest, media_type, body }.answer(freshness))
+    }
+
     /// The manifest of a tag or digest.
     ///
     /// Whatever asks an upstream is boxed: hyper moves the future of every request, so that of a hit is to be small.

@@ -18,6 +18,11 @@ use crate::upstream::Purpose;
 const CONCURRENT_PROOFS: usize = 4;
 
 impl Puller {
+    /// Whether memory knows that the route's repository may see the digest.
+    pub(super) fn is_known_visible(&self, route: &Route, digest: &Digest) -> bool {
+        self.store().metadata().is_known_visible(route.upstream.name.as_str(), scope(route), digest)
+    }
+
     /// Whether the route's repository may see the digest without asking its upstream again.
     pub(super) async fn is_visible(&self, route: &Route, digest: &Digest) -> bool {
         let metadata = self.store().metadata();

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::config::{TagPolicy, Ttl};
 use super::manifests::{ManifestAnswer, Want};
-use super::{Error, Puller, Served, key};
-use crate::oci::{Reference, Tag};
+use super::{Error, Freshness, Puller, Served, key};
+use crate::oci::{Digest, Reference, Tag};
 use crate::routing::Route;
 use crate::store::TagRecord;
 use crate::upstream::Purpose;
@@ -48,6 +48,16 @@ pub(super) fn judge(policy: &TagPolicy, age: Option<Duration>) -> Verdict {
 }
 
 impl Puller {
+    /// What memory knows of a tag, and how fresh that is, if the upstream need not be asked about it.
+    pub(super) fn hot_tag(&self, route: &Route, tag: &Tag) -> Option<(Digest, Freshness)> {
+        let upstream = route.upstream.name.as_str();
+        let record = self.store().metadata().recent_tag(upstream, &route.repository, tag)?;
+        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
+        let age = self.0.clock.now().since(record.checked_at);
+        let Verdict::Fresh(ttl) = judge(&policy, age) else { return None };
+        Some((record.digest, Freshness { served: Served::Hit, age: age.unwrap_or_default(), ttl }))
+    }
+
     pub(super) async fn manifest_by_tag(
         &self,
         route: &Route,

@@ -156,6 +156,11 @@ impl Metadata {
         })
     }
 
+    /// What memory knows of a tag.
+    pub fn recent_tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.tags.get(&TagKey { upstream, repository: repository.as_str(), tag: tag.as_str() }).flatten()
+    }
+
     /// What is known of a tag.
     pub async fn tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
         let key = TagKey { upstream, repository: repository.as_str(), tag: tag.as_str() };
@@ -192,6 +197,11 @@ impl Metadata {
         let key = TagKey { upstream, repository: repository.as_str(), tag: tag.as_str() };
         self.write::<TagRecord>(TAGS, &key.row(), None);
         self.tags.insert(key.own(), None);
+    }
+
+    /// Whether memory knows that the upstream has answered for this digest within this scope.
+    pub fn is_known_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest) -> bool {
+        self.visible.get(&VisibilityKey { upstream, scope: scope.as_str(), digest }).is_some()
     }
 
     /// Whether the upstream has ever answered for this digest within this scope.

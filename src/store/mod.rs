@@ -351,16 +351,22 @@ impl Store {
         disks.filter_map(|disk| Some((disk.layout.root().to_owned(), disk.health.reason()?))).collect()
     }
 
+    /// The object of this digest, if memory has it.
+    pub fn hot(&self, digest: &Digest) -> Option<Bytes> {
+        let bytes = self.0.memory.get(digest)?;
+        self.0.metrics.from_memory.inc();
+        if !self.touch(digest) {
+            self.write_again(*digest, &bytes);
+        }
+        Some(bytes)
+    }
+
     /// The object of this digest, if it is here as a whole. Cancel safe.
     pub async fn get(&self, digest: &Digest) -> Option<Content> {
-        let metrics = &self.0.metrics;
-        if let Some(bytes) = self.0.memory.get(digest) {
-            metrics.from_memory.inc();
-            if !self.touch(digest) {
-                self.write_again(*digest, &bytes);
-            }
+        if let Some(bytes) = self.hot(digest) {
             return Some(Content::Memory(bytes));
         }
+        let metrics = &self.0.metrics;
         let Some(blob) = self.blob(digest).await else {
             metrics.missed.inc();
             return None;
