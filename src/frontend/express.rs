@@ -76,8 +76,8 @@ impl Lane {
             version: Version::HTTP_11,
             tls: self.client.tls.as_deref(),
             method: asked.method.as_str(),
-            path: asked.path(),
-            query: asked.query(),
+            path: asked.path,
+            query: asked.query,
             range: None,
             user_agent: asked.user_agent,
             started: answer.started,
@@ -96,8 +96,8 @@ impl Lane {
             version: Version::HTTP_11,
             tls: self.client.tls.clone(),
             method: asked.method.clone(),
-            // A target that was answered is one.
-            uri: asked.target.parse().unwrap_or_default(),
+            // What was answered is one.
+            uri: target(asked).parse().unwrap_or_default(),
             range: None,
             user_agent: asked.user_agent.and_then(|agent| HeaderValue::from_str(agent).ok()),
             started: answer.started,
@@ -127,21 +127,28 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Express<I> {
         lane.arrived += 1;
         let mut wire = WireHead::new();
         let answer = asked.as_ref().and_then(|asked| lane.service.at_once(asked, &mut wire));
-        let (Some(asked), Some(answer), Some(head)) = (asked, answer, wire.end()) else {
+        let (Some(asked), Some(answer)) = (asked, answer) else {
             lane.is_above = true;
             return Ok(false);
         };
-        let open = lane.requests.begin();
-        let bufs = [IoSlice::new(head), IoSlice::new(&answer.body)];
-        let sent = match Pin::new(&mut self.io).poll_write_vectored(cx, &bufs) {
+        let head = wire.bytes().len();
+        let whole = head + answer.body.len();
+        let written = if wire.append(&answer.body) {
+            Pin::new(&mut self.io).poll_write(cx, wire.bytes())
+        } else {
+            let bufs = [IoSlice::new(wire.bytes()), IoSlice::new(&answer.body)];
+            Pin::new(&mut self.io).poll_write_vectored(cx, &bufs)
+        };
+        let sent = match written {
             Poll::Ready(sent) => sent?,
             Poll::Pending => 0,
         };
-        if sent == head.len() + answer.body.len() {
+        if sent == whole {
+            lane.requests.passed(answer.started);
             lane.complete(&asked, &answer);
         } else {
-            let body = answer.body.clone();
-            let head = Bytes::copy_from_slice(head);
+            let (head, body) = (Bytes::copy_from_slice(&wire.bytes()[..head]), answer.body.clone());
+            let open = lane.requests.begin();
             let mut unsent = Unsent { head, body, record: lane.record(&asked, answer), _open: open };
             unsent.advance(sent);
             self.unsent = Some(unsent);
@@ -163,6 +170,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Express<I> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Path and query as they came.
+fn target(asked: &Head<'_>) -> String {
+    match asked.query {
+        Some(query) => format!("{}?{query}", asked.path),
+        None => asked.path.to_owned(),
     }
 }
 

@@ -92,8 +92,12 @@ impl<S: FileSocket> FileWriter<S> {
 }
 
 impl<S: FileSocket> AsyncWrite for FileWriter<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.outbox.decoy().part_of(buf).is_some() {
+            return self.poll_write_vectored(cx, &[IoSlice::new(buf)]);
+        }
+        self.outbox.check()?;
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(

@@ -1,10 +1,13 @@
 //! The headers of answers, for hyper and for what is written without it.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
+use std::time::Duration;
 
 use arrayvec::{ArrayString, ArrayVec};
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderName, HeaderValue};
+use tokio::time::Instant;
 
 use super::access_log::RequestId;
 use super::respond::cache_status;
@@ -39,8 +42,8 @@ pub(super) trait Headers {
     /// What the answer to a manifest says of it.
     fn manifest(&mut self, manifest: &ManifestAnswer) {
         match &manifest.media_type {
-            std::borrow::Cow::Borrowed(known) => self.constant(header::CONTENT_TYPE, known),
-            std::borrow::Cow::Owned(other) => self.text(header::CONTENT_TYPE, other),
+            Cow::Borrowed(known) => self.constant(header::CONTENT_TYPE, known),
+            Cow::Owned(other) => self.text(header::CONTENT_TYPE, other),
         }
         self.entity(&manifest.digest);
     }
@@ -81,8 +84,8 @@ pub(super) struct WireHead {
 }
 
 impl WireHead {
-    /// Twice what the head of a manifest takes.
-    const CAPACITY: usize = 1536;
+    /// A head takes 500 bytes; most manifests fit behind it.
+    const CAPACITY: usize = 4096;
 
     pub(super) fn new() -> Self {
         let mut head = Self { text: ArrayVec::new(), is_good: true };
@@ -90,12 +93,27 @@ impl WireHead {
         head
     }
 
-    /// The bytes, with the date and the empty line at their end; `None` if something did not fit or is no text of a
-    /// header.
-    pub(super) fn end(&mut self) -> Option<&[u8]> {
-        date(|date| self.text(header::DATE, date));
+    /// Writes the date and the empty line at the end; whether everything was the text of a header and did fit.
+    pub(super) fn end(&mut self, now: Instant) -> bool {
+        date(now, |date| self.known(&header::DATE, date));
         self.push("\r\n");
-        self.is_good.then_some(&*self.text)
+        self.is_good
+    }
+
+    /// Takes a body behind the head, if it fits: one piece leaves more cheaply than two.
+    pub(super) fn append(&mut self, body: &[u8]) -> bool {
+        self.text.try_extend_from_slice(body).is_ok()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.text
+    }
+
+    fn known(&mut self, name: &HeaderName, value: &str) {
+        self.push(name.as_str());
+        self.push(": ");
+        self.push(value);
+        self.push("\r\n");
     }
 
     fn push(&mut self, text: &str) {
@@ -105,35 +123,37 @@ impl WireHead {
 
 impl Headers for WireHead {
     fn constant(&mut self, name: HeaderName, value: &'static str) {
-        self.text(name, value);
+        self.known(&name, value);
     }
 
     fn text(&mut self, name: HeaderName, value: &str) {
         // Looked at to its end, so that the compiler can look at many bytes at once.
         self.is_good &= value.bytes().fold(true, |all, byte| all & matches!(byte, b' '..=b'~'));
-        self.push(name.as_str());
-        self.push(": ");
-        self.push(value);
-        self.push("\r\n");
+        self.known(&name, value);
     }
 }
 
 thread_local! {
-    /// The date as text, and its second since 1970: it is the same for thousands of answers.
-    static DATE: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+    /// The date as text, and until when it is that: for thousands of answers.
+    static DATE: RefCell<Option<(Instant, String)>> = const { RefCell::new(None) };
 }
 
-/// Shows the date as RFC 9110 (section 5.6.7) writes it.
-fn date(show: impl FnOnce(&str)) {
-    #[expect(clippy::disallowed_methods, reason = "hyper reads the same clock for the same header")]
-    let now = std::time::SystemTime::now();
-    let second = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    DATE.with_borrow_mut(|(of, text)| {
-        if *of != second {
-            (*of, *text) = (second, http_date(second));
-        }
+/// Shows the date as RFC 9110 (section 5.6.7) writes it. A clock that is set shows within a second.
+fn date(now: Instant, show: impl FnOnce(&str)) {
+    DATE.with_borrow_mut(|date| {
+        let current = date.take().filter(|(until, _)| now < *until);
+        let (_, text) = date.insert(current.unwrap_or_else(|| date_until(now)));
         show(text);
     });
+}
+
+/// The date, and when it is another.
+fn date_until(now: Instant) -> (Instant, String) {
+    #[expect(clippy::disallowed_methods, reason = "hyper reads the same clock for the same header")]
+    let clock = std::time::SystemTime::now();
+    let since_1970 = clock.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let left = Duration::from_secs(1).saturating_sub(Duration::from_nanos(since_1970.subsec_nanos().into()));
+    (now + left, http_date(since_1970.as_secs()))
 }
 
 fn http_date(second: u64) -> String {
@@ -155,11 +175,11 @@ mod tests {
         let good = |value: &str| {
             let mut head = WireHead::new();
             head.text(header::CONTENT_TYPE, value);
-            head.end().is_some()
+            head.end(Instant::now())
         };
         assert!(good("application/json"));
         assert!(good(&"x".repeat(1024)));
-        assert!(!good(&"x".repeat(2048)));
+        assert!(!good(&"x".repeat(WireHead::CAPACITY)));
         assert!(!good("a\r\nb: c"));
     }
 }

@@ -41,6 +41,16 @@ impl Requests {
         Open(Arc::clone(self))
     }
 
+    /// Counts one that was answered at once, when it came.
+    pub(super) fn passed(&self, came: Instant) {
+        let mut state = self.state();
+        state.begun += 1;
+        state.idle_since = came;
+        if state.begun == 1 {
+            self.asked.notify_one();
+        }
+    }
+
     /// How many there have been, if none is open.
     pub(super) fn answered(&self) -> Option<u64> {
         let state = self.state();

@@ -173,7 +173,7 @@ impl Service {
             // hyper tells the client that the connection ends.
             return None;
         }
-        let request = ApiRequest::parse(asked.path(), asked.query()).ok()?;
+        let request = ApiRequest::parse(asked.path, asked.query).ok()?;
         let Target::Manifest { repository, reference } = &request.target else { return None };
         let route = self.routes.find(request.ns.as_deref(), Some(asked.host), repository).ok()?;
         let manifest = self.puller.hot_manifest(&route, reference)?;
@@ -184,6 +184,9 @@ impl Service {
         }
         wire.common(&id, Some(&manifest.freshness));
         wire.number(header::CONTENT_LENGTH, manifest.size);
+        if !wire.end(started) {
+            return None;
+        }
         let body = manifest.body.filter(|_| asked.method == Method::GET).unwrap_or_default();
         let answered = Answered {
             status: StatusCode::OK,
