@@ -318,7 +318,8 @@ impl Service {
             return Ok(not_modified(&manifest.digest, &manifest.freshness));
         }
         let body = manifest.body.take().filter(|_| want == Want::Body);
-        let mut answer = Answer::new(StatusCode::OK, body.map_or_else(ResponseBody::empty, ResponseBody::whole));
+        let mut answer =
+            Answer::new(StatusCode::OK, body.map_or_else(ResponseBody::empty, ResponseBody::whole));
         answer.0.response.headers_mut().manifest(&manifest);
         Ok(answer.length(manifest.size).freshness(&manifest.freshness))
     }

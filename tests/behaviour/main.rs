@@ -11,6 +11,7 @@ mod client_config;
 mod command;
 mod credentials;
 mod disk_errors;
+mod express;
 mod failures;
 mod fills;
 mod http2;
