@@ -40,6 +40,14 @@ pub(crate) fn own(role: &str, settings: &[(&str, &str)]) -> Command {
     command
 }
 
+/// This program with its own arguments, in a network namespace.
+pub(crate) fn namespaced() -> Command {
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(std::env::current_exe().expect("a path")).args(std::env::args_os().skip(1));
+    command.env(format!("{PREFIX}NAMESPACE"), "own");
+    command
+}
+
 /// The temporary directory of a comparison, and who cleans up after it.
 pub(crate) struct Ground {
     directory: PathBuf,

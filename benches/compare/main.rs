@@ -1,8 +1,8 @@
 //! ClawHub Edge beside its peers, on one machine, in one go.
 //!
 //! `cargo bench --bench compare` (or `benches/compare/run`) runs every scenario and writes `benches/RESULTS.md` with its
-//! plots. Options: `--only hits,manifests,…`, `--runs N` (5), `--json`, `--quick`, `--copy`, `--edge PATH`,
-//! `--out DIRECTORY`. Nothing else should run meanwhile.
+//! plots. Options: `--only hits,manifests,…`, `--runs N` (5), `--json`, `--quick`, `--copy`,
+//! `--congestion NAME` (cubic), `--edge PATH`, `--out DIRECTORY`. Nothing else should run meanwhile.
 
 #![allow(
     clippy::print_stdout,
@@ -34,6 +34,7 @@ mod fills;
 mod hits;
 mod load;
 mod manifests;
+mod namespace;
 mod options;
 mod origin;
 mod plot;
@@ -70,6 +71,10 @@ fn main() -> ExitCode {
     }
     let options = Options::parse();
     if let Err(message) = subject::require(&[Kind::Nginx, Kind::Varnish, Kind::Registry]) {
+        eprintln!("{message}");
+        return ExitCode::FAILURE;
+    }
+    if let Err(message) = namespace::enter(&options.congestion) {
         eprintln!("{message}");
         return ExitCode::FAILURE;
     }

@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// Receive bodies into memory, as a real client does, in place of having the kernel drop them.
     #[arg(long)]
     pub(crate) copy: bool,
+    /// TCP's congestion control; cubic is what Linux comes with.
+    #[arg(long, default_value = "cubic", value_name = "NAME")]
+    pub(crate) congestion: String,
     /// The edge that is measured.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_clawhub-edge"))]
     pub(crate) edge: PathBuf,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 
+use crate::namespace;
 use crate::options::Options;
 use crate::subject::Kind;
 
@@ -111,10 +112,11 @@ fn machine(edge: &Path) -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let versions = [Kind::Edge, Kind::Nginx, Kind::Varnish, Kind::Registry].map(|kind| kind.version(edge));
     format!(
-        "{}, {cores} cores, {:.0} GiB, Linux {}; {}",
+        "{}, {cores} cores, {:.0} GiB, Linux {}, TCP {}; {}",
         model.trim_start_matches(['\t', ':', ' ']),
         memory / f64::from(1 << 20),
         kernel.trim(),
+        namespace::current(),
         versions.join("; ")
     )
 }
