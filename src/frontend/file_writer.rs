@@ -26,6 +26,9 @@ pub(super) trait FileSocket: AsyncRead + AsyncWrite + Unpin {
         slice: &FileSlice,
         bytes: Range<u64>,
     ) -> Poll<io::Result<usize>>;
+
+    /// Has it hold back what fills no packet, or send that.
+    fn cork(&self, on: bool);
 }
 
 /// What stands below hyper on a connection without TLS.
@@ -37,11 +40,15 @@ pub(super) struct FileWriter<S> {
     warming: Option<Pin<Box<dyn Future<Output = io::Result<u64>> + Send>>>,
     /// What was sent since somebody else had a turn.
     stretch: u64,
+    /// Whether the socket holds back what fills no packet: `sendfile` gives it 64 KiB at a time, and what each has over
+    /// whole packets would leave as one of its own. At an MTU of 1500 a byte to one client then costs 13 % (cubic) to 30 %
+    /// (bbr) more of the machine. Only bbr on loopback, whose packets take 64 KiB, does better without.
+    is_corked: bool,
 }
 
 impl<S: FileSocket> FileWriter<S> {
     pub(super) fn new(io: Paced<S>, outbox: Arc<Outbox>) -> Self {
-        Self { io, outbox, warm: (u16::MAX, 0), warming: None, stretch: 0 }
+        Self { io, outbox, warm: (u16::MAX, 0), warming: None, stretch: 0, is_corked: false }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, number: u16) -> Poll<io::Result<usize>> {
@@ -51,7 +58,12 @@ impl<S: FileSocket> FileWriter<S> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let warm = ready!(self.poll_warm(cx, number, &slice, at))?;
+        let Poll::Ready(warm) = self.poll_warm(cx, number, &slice, at)? else {
+            // What there is must not wait for a disk.
+            self.cork(false);
+            return Poll::Pending;
+        };
+        self.cork(true);
         let sent = ready!(self.io.poll_send(cx, &slice, at..warm).map(|sent| {
             self.stretch = 0;
             sent
@@ -59,6 +71,13 @@ impl<S: FileSocket> FileWriter<S> {
         self.stretch += sent as u64;
         self.outbox.sent(sent as u64);
         Poll::Ready(Ok(sent))
+    }
+
+    fn cork(&mut self, on: bool) {
+        if self.is_corked != on {
+            self.is_corked = on;
+            self.io.cork(on);
+        }
     }
 
     /// Sees to it that what is sent next is in the page cache, and returns up to where it is: a socket that does not
@@ -122,7 +141,9 @@ impl<S: FileSocket> AsyncWrite for FileWriter<S> {
         true
     }
 
+    /// hyper has no more to write for now.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cork(false);
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
@@ -143,7 +164,7 @@ impl<S: FileSocket> AsyncRead for FileWriter<S> {
 
 /// Sends on a socket of tokio's that is ready, and waits where it is not.
 macro_rules! file_socket {
-    ($socket:ty) => {
+    ($socket:ty, $cork:expr) => {
         impl FileSocket for $socket {
             fn poll_send(
                 &mut self,
@@ -161,11 +182,18 @@ macro_rules! file_socket {
                     }
                 }
             }
+
+            fn cork(&self, on: bool) {
+                $cork(self, on);
+            }
         }
     };
 }
-file_socket!(tokio::net::TcpStream);
-file_socket!(tokio::net::UnixStream);
+file_socket!(tokio::net::TcpStream, |socket, on| {
+    // A connection that is gone says so when it is written to.
+    let _ = rustix::net::sockopt::set_tcp_cork(socket, on);
+});
+file_socket!(tokio::net::UnixStream, |_, _| {});
 
 #[cfg(test)]
 mod tests {

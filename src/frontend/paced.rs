@@ -46,6 +46,11 @@ impl<S> Paced<S> {
 }
 
 impl<S: FileSocket> Paced<S> {
+    /// Has the socket hold back what fills no packet, or send that.
+    pub(super) fn cork(&self, on: bool) {
+        self.stream.cork(on);
+    }
+
     /// Sends of these bytes of a file's slice as many as the client takes at once.
     pub(super) fn poll_send(
         &mut self,
