@@ -82,6 +82,13 @@ fn main() -> ExitCode {
     let mut sections = Vec::new();
     for scenario in Scenario::ALL.into_iter().filter(|scenario| bench.options.wants(*scenario)) {
         sections.push((scenario, run(&bench, scenario)));
+        // Hours of measuring are not lost to the scenario behind them.
+        if !bench.options.quick
+            && let Err(error) = report::write(&bench.options, &sections)
+        {
+            eprintln!("the results cannot be written: {error}");
+            return ExitCode::FAILURE;
+        }
     }
     for (_, section) in &sections {
         eprintln!("\n## {}\n\n{}", section.title, section.markdown);
@@ -89,12 +96,6 @@ fn main() -> ExitCode {
     if bench.options.json {
         let figures = sections.iter().map(|(scenario, section)| (scenario.name(), section.figures.clone()));
         println!("{}", figures.collect::<serde_json::Value>());
-    }
-    if !bench.options.quick
-        && let Err(error) = report::write(&bench.options, &sections)
-    {
-        eprintln!("the results cannot be written: {error}");
-        return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }

@@ -142,7 +142,7 @@ pub(crate) fn verify(address: SocketAddr, identity: &Identity, version: Version,
         let mut stream = connect(address, &identity.connector(version)).await;
         match version {
             Version::Http1 => {
-                stream.write_all(&request(address, path)).await.expect("the request is sent");
+                send(&mut stream, &request(address, path)).await;
                 let mut buffer = vec![0; PIECE];
                 let hash = |bytes: &[u8]| hasher.update(bytes);
                 read_answer(&mut stream, &mut buffer, now(), hash).await.expect("a whole answer");
@@ -177,11 +177,17 @@ async fn http1(mut stream: TlsStream<TcpStream>, asked: Vec<u8>, left: Arc<Atomi
     let mut buffer = vec![0; PIECE];
     while take(&left) {
         let started = now();
-        stream.write_all(&asked).await.expect("the request is sent");
+        send(&mut stream, &asked).await;
         let answer = read_answer(&mut stream, &mut buffer, started, |_| {}).await.expect("a whole answer");
         moved.count(started, answer.0, answer.1);
     }
     moved
+}
+
+async fn send(stream: &mut TlsStream<TcpStream>, asked: &[u8]) {
+    stream.write_all(asked).await.expect("the request is sent");
+    // What is written may stay in the TLS session when the task has had its turn, and no read sends it.
+    stream.flush().await.expect("the request is sent");
 }
 
 /// Reads one answer; when its first byte came, and how long the body was.

@@ -52,6 +52,7 @@ async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     headers: &str,
 ) -> (String, Vec<u8>) {
     stream.write_all(request(method, path, headers).as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
     answer(stream, method == "GET").await
 }
 

@@ -135,6 +135,7 @@ pub async fn connect(
 pub async fn get<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, path: &str) -> io::Result<Vec<u8>> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     Ok(answer)
