@@ -109,6 +109,7 @@ fn plain(value: &[u8]) -> Option<&str> {
 
 /// Whether a target needs no decoding and means the same to everybody. It is looked at to its end and without branches,
 /// so that the compiler can look at many bytes at once.
+#[expect(clippy::needless_bitwise_bool, reason = "a lazy operator is a branch for each byte")]
 fn is_plain_target(target: &str) -> bool {
     let is_plain = |byte: u8| {
         // Hyphen, full stop, slash, digits and colon stand in a row.
