@@ -184,11 +184,10 @@ async fn what_comes_at_once_or_in_pieces_is_answered_in_its_order() {
         let stream = TcpStream::connect(edge.addr()).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let (mut reader, mut writer) = stream.into_split();
-        let (mut pieces, requests) = (requests.as_bytes().chunks(piece), requests.len());
         let writing = async {
-            while let Some(piece) = pieces.next() {
-                writer.write_all(piece).await.unwrap();
-                if requests / piece.len() < 200 {
+            for part in requests.as_bytes().chunks(piece) {
+                writer.write_all(part).await.unwrap();
+                if requests.len() / piece < 200 {
                     sleep(Duration::from_millis(3)).await;
                 }
             }
