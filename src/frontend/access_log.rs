@@ -46,16 +46,6 @@ impl RequestId {
     }
 }
 
-impl From<&RequestId> for HeaderValue {
-    fn from(id: &RequestId) -> Self {
-        match id {
-            RequestId::Given(id) => id.clone(),
-            // Hexadecimal digits are always a value.
-            RequestId::Made(id) => Self::from_bytes(id).unwrap_or(Self::from_static("-")),
-        }
-    }
-}
-
 /// What is known of a request before it is answered. The values are those of its head, held rather than copied.
 #[derive(Debug)]
 pub(super) struct Request {

@@ -244,3 +244,169 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Express<I> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::future::poll_fn;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use crate::frontend::Accounts;
+    use crate::frontend::client::Source;
+    use crate::oci::{Algorithm, Digest, Reference};
+    use crate::pull::{self, FillConfig, Puller, TagConfig, Want};
+    use crate::routing::{Routes, RoutingConfig};
+    use crate::runtime::{Clock, Settings, SystemClock, Tasks};
+    use crate::store::{self, Scope, Store, StoreConfig};
+    use crate::telemetry::{self, LogConfig, LogFormat};
+    use crate::upstream::{self, FetchConfig};
+
+    const MANIFEST: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
+        "config":{"mediaType":"application/vnd.oci.empty.v1+json",
+        "digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
+
+    /// One connection with a lane, its client's end of it, and what hyper would tell of its requests.
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        express: Express<DuplexStream>,
+        far: DuplexStream,
+        requests: Arc<Requests>,
+        digest: Digest,
+    }
+
+    /// A service whose memory has the manifest, as repository `library/app` of the default upstream.
+    async fn hot_service(directory: &Path) -> (Arc<Service>, Digest) {
+        let settings = Settings::new(None, [], BTreeMap::new());
+        let (root, clock): (_, Arc<dyn Clock>) = (settings.root(), Arc::new(SystemClock));
+        let (tasks, metrics) = (Tasks::new(), telemetry::Metrics::new());
+        let config = StoreConfig::read(&root.section("store"), directory.to_owned());
+        let store = Store::open(&config, Arc::clone(&clock), store::Metrics::register(&metrics)).unwrap();
+        let routes = Routes::new(RoutingConfig::read(&root));
+        let client = upstream::Client::new(
+            FetchConfig::default(),
+            &routes,
+            Arc::clone(&clock),
+            upstream::Metrics::register(metrics.registry()).unwrap(),
+        );
+        let digest = Digest::of(Algorithm::Sha256, MANIFEST);
+        store.put(digest.verify(Bytes::from_static(MANIFEST)).unwrap(), Duration::ZERO).await.unwrap();
+        let route = routes.find(None, None, &"library/app".parse().unwrap()).unwrap();
+        for scope in [Scope::Repository(&route.repository), Scope::Upstream] {
+            store.metadata().set_visible(route.upstream.name.as_str(), scope, &digest, clock.now());
+        }
+        let puller = Puller::new(
+            store,
+            client.unwrap(),
+            TagConfig::read(&root.section("tags")),
+            FillConfig::read(&root.section("fill")),
+            clock,
+            &tasks,
+            pull::Metrics::register(&metrics),
+        );
+        puller.manifest(&route, &Reference::Digest(digest), Want::Body).await.unwrap();
+        let log = LogConfig { format: LogFormat::Text, level: "off".to_owned() }.start();
+        let accounts = Accounts::register(&metrics, log.access().clone());
+        (Arc::new(Service::new(routes, puller, &tasks, metrics, accounts)), digest)
+    }
+
+    async fn fixture() -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let (service, digest) = hot_service(directory.path()).await;
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let trusted_proxies = Arc::new([]);
+        let client = Arc::new(Client { source: Source::Unix, tls: None, trusted_proxies });
+        let requests = Arc::new(Requests::new());
+        let express = Express::new(near, Lane::new(service, client, Arc::clone(&requests)));
+        Fixture { _directory: directory, express, far, requests, digest }
+    }
+
+    impl Fixture {
+        fn manifest(&self) -> String {
+            format!("GET /v2/library/app/manifests/{} HTTP/1.1\r\nHost: edge\r\n\r\n", self.digest)
+        }
+
+        /// What hyper gets of what the client sends.
+        async fn goes_up(&mut self, sent: &str) -> Vec<u8> {
+            self.far.write_all(sent.as_bytes()).await.unwrap();
+            let mut above = vec![0; 4096];
+            let read = tokio::time::timeout(Duration::from_millis(50), self.express.read(&mut above)).await;
+            above.truncate(read.map_or(0, Result::unwrap));
+            above
+        }
+
+        /// What the client has got.
+        async fn answered(&mut self) -> Vec<u8> {
+            let mut answer = vec![0; 64 << 10];
+            let read = tokio::time::timeout(Duration::from_millis(50), self.far.read(&mut answer)).await;
+            answer.truncate(read.map_or(0, Result::unwrap));
+            answer
+        }
+
+        async fn flush(&mut self) {
+            poll_fn(|cx| Pin::new(&mut self.express).poll_flush(cx)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hot_manifest_never_reaches_hyper() {
+        let mut fixture = fixture().await;
+        for count in 1..=3 {
+            let sent = fixture.manifest();
+            assert_eq!(fixture.goes_up(&sent).await, b"");
+            let answer = fixture.answered().await;
+            assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n") && answer.ends_with(MANIFEST));
+            assert_eq!(fixture.requests.answered(), Some(count));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_lane_is_open_again_only_when_hyper_has_answered_and_flushed() {
+        let mut fixture = fixture().await;
+        let other = "GET /v2/ HTTP/1.1\r\nHost: edge\r\n\r\n";
+        assert_eq!(fixture.goes_up(other).await, other.as_bytes());
+        // Not begun, then not ended, then not flushed.
+        fixture.flush().await;
+        assert!(fixture.express.lane.as_ref().is_some_and(|lane| lane.is_above));
+        let open = fixture.requests.begin();
+        fixture.flush().await;
+        assert!(fixture.express.lane.as_ref().is_some_and(|lane| lane.is_above));
+        drop(open);
+        assert!(fixture.express.lane.as_ref().is_some_and(|lane| lane.is_above));
+        fixture.flush().await;
+        let sent = fixture.manifest();
+        assert_eq!(fixture.goes_up(&sent).await, b"");
+        assert!(fixture.answered().await.ends_with(MANIFEST));
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_hyper_answers_goes_up_and_so_does_everything_behind_it() {
+        let mut fixture = fixture().await;
+        let other = "GET /v2/ HTTP/1.1\r\nHost: edge\r\n\r\n";
+        assert_eq!(fixture.goes_up(other).await, other.as_bytes());
+        let open = fixture.requests.begin();
+        let sent = fixture.manifest();
+        assert_eq!(fixture.goes_up(&sent).await, sent.as_bytes());
+        drop(open);
+        fixture.flush().await;
+        assert_eq!(fixture.goes_up(&sent).await, sent.as_bytes());
+        assert_eq!(fixture.answered().await, b"");
+    }
+
+    #[tokio::test]
+    async fn a_part_of_a_head_or_a_body_closes_the_lane() {
+        let body = "POST /v2/ HTTP/1.1\r\nHost: edge\r\nContent-Length: 3\r\n\r\n";
+        for first in ["GET /v2/", body] {
+            let mut fixture = fixture().await;
+            assert_eq!(fixture.goes_up(first).await, first.as_bytes());
+            drop(fixture.requests.begin());
+            fixture.flush().await;
+            let sent = fixture.manifest();
+            assert_eq!(fixture.goes_up(&sent).await, sent.as_bytes());
+            assert_eq!(fixture.answered().await, b"");
+        }
+    }
+}

@@ -4,6 +4,8 @@ use std::mem::MaybeUninit;
 
 use hyper::Method;
 
+use super::headers::is_printable;
+
 /// Ordinary clients send five headers.
 const MAX_HEADERS: usize = 16;
 
@@ -103,8 +105,7 @@ impl Meaning {
 
 /// A value of printable characters.
 fn plain(value: &[u8]) -> Option<&str> {
-    let is_plain = value.iter().fold(true, |all, byte| all & matches!(byte, b' '..=b'~'));
-    if is_plain { str::from_utf8(value).ok() } else { None }
+    if is_printable(value) { str::from_utf8(value).ok() } else { None }
 }
 
 /// Whether a target needs no decoding and means the same to everybody. It is looked at to its end and without branches,

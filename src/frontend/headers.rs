@@ -71,6 +71,12 @@ impl Headers for HeaderMap {
     }
 }
 
+/// Whether a value is made of printable characters. It is looked at to its end, so that the compiler can look at many
+/// bytes at once.
+pub(super) fn is_printable(value: &[u8]) -> bool {
+    value.iter().fold(true, |all, byte| all & matches!(byte, b' '..=b'~'))
+}
+
 /// The digest in quotes.
 pub(super) fn etag(digest: &Digest) -> ArrayString<ETAG> {
     concat(&["\"", &digest.text(), "\""])
@@ -127,8 +133,7 @@ impl Headers for WireHead {
     }
 
     fn text(&mut self, name: HeaderName, value: &str) {
-        // Looked at to its end, so that the compiler can look at many bytes at once.
-        self.is_good &= value.bytes().fold(true, |all, byte| all & matches!(byte, b' '..=b'~'));
+        self.is_good &= is_printable(value.as_bytes());
         self.known(&name, value);
     }
 }

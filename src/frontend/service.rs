@@ -67,19 +67,19 @@ struct Answer(
     Box<Draft>,
 );
 
+struct Draft {
+    response: Response<ResponseBody>,
+    /// How long the body of a GET is, where that is known.
+    length: Option<u64>,
+    freshness: Option<Freshness>,
+}
+
 /// An answer that memory gave, without its head.
 pub(super) struct AtOnce {
     pub(super) id: RequestId,
     pub(super) started: Instant,
     pub(super) answered: Answered,
     pub(super) body: Bytes,
-}
-
-struct Draft {
-    response: Response<ResponseBody>,
-    /// How long the body of a GET is, where that is known.
-    length: Option<u64>,
-    freshness: Option<Freshness>,
 }
 
 impl Answer {
@@ -169,8 +169,8 @@ impl Service {
     /// more. It is the answer that [`answer`](Self::answer) gives.
     pub(super) fn at_once(&self, asked: &Head<'_>, wire: &mut WireHead) -> Option<AtOnce> {
         let started = Instant::now();
-        if self.tasks.is_draining() {
-            // hyper tells the client that the connection ends.
+        // While the process drains, hyper tells the client that the connection ends. Blobs are read by it alone.
+        if self.tasks.is_draining() || !asked.path.contains("/manifests/") {
             return None;
         }
         let request = ApiRequest::parse(asked.path, asked.query).ok()?;

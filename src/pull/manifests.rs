@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -273,8 +272,7 @@ impl Puller {
         served: Served,
         ttl: Option<i64>,
     ) -> Result<ManifestAnswer, Error> {
-        let age = self.0.clock.now().since(record.checked_at).unwrap_or(Duration::ZERO);
-        let freshness = Freshness { served, age, ttl };
+        let freshness = Freshness { served, age: self.age(record).unwrap_or_default(), ttl };
         if let (Want::Head, Some(size), Some(media_type)) = (want, record.size, &record.media_type) {
             let (digest, media_type) = (record.digest, Cow::Owned(media_type.clone()));
             return Ok(ManifestAnswer { digest, size, media_type, body: None, freshness });

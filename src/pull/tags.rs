@@ -52,10 +52,19 @@ impl Puller {
     pub(super) fn hot_tag(&self, route: &Route, tag: &Tag) -> Option<(Digest, Freshness)> {
         let upstream = route.upstream.name.as_str();
         let record = self.store().metadata().recent_tag(upstream, &route.repository, tag)?;
-        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
-        let age = self.0.clock.now().since(record.checked_at);
-        let Verdict::Fresh(ttl) = judge(&policy, age) else { return None };
+        let age = self.age(&record);
+        let Verdict::Fresh(ttl) = self.verdict(route, tag, age) else { return None };
         Some((record.digest, Freshness { served: Served::Hit, age: age.unwrap_or_default(), ttl }))
+    }
+
+    /// How long ago the upstream was asked; `None` when the clock was set back.
+    pub(super) fn age(&self, record: &TagRecord) -> Option<Duration> {
+        self.0.clock.now().since(record.checked_at)
+    }
+
+    /// What this age means for this tag.
+    fn verdict(&self, route: &Route, tag: &Tag, age: Option<Duration>) -> Verdict {
+        judge(&self.0.tag_config.policy(route.upstream.name.as_str(), &route.repository, tag), age)
     }
 
     pub(super) async fn manifest_by_tag(
@@ -68,8 +77,7 @@ impl Puller {
         let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
             return Box::pin(self.unknown_tag(route, tag, want)).await;
         };
-        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
-        match judge(&policy, self.0.clock.now().since(record.checked_at)) {
+        match self.verdict(route, tag, self.age(&record)) {
             Verdict::Fresh(left) => {
                 let answer = self.manifest_of_record(route, &record, want, Served::Hit, left).await;
                 match answer {
@@ -165,8 +173,7 @@ impl Puller {
     pub(super) async fn fresh_record(&self, route: &Route, tag: &Tag) -> Option<Arc<TagRecord>> {
         let upstream = route.upstream.name.as_str();
         let record = self.store().metadata().tag(upstream, &route.repository, tag).await?;
-        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
-        let verdict = judge(&policy, self.0.clock.now().since(record.checked_at));
+        let verdict = self.verdict(route, tag, self.age(&record));
         matches!(verdict, Verdict::Fresh(_)).then_some(record)
     }
 
@@ -176,8 +183,7 @@ impl Puller {
         let Some(record) = self.store().metadata().tag(upstream, &route.repository, tag).await else {
             return Purpose::Pull;
         };
-        let policy = self.0.tag_config.policy(upstream, &route.repository, tag);
-        match judge(&policy, self.0.clock.now().since(record.checked_at)) {
+        match self.verdict(route, tag, self.age(&record)) {
             Verdict::Fresh(_) | Verdict::WhileRevalidating(_) | Verdict::OrOnError(_) => {
                 Purpose::Revalidation
             }

@@ -184,7 +184,7 @@ impl Metadata {
         now: Timestamp,
     ) {
         let key = TagKey { upstream, repository: repository.as_str(), tag: tag.as_str() };
-        let known = self.tags.get(&key).flatten();
+        let known = self.recent_tag(upstream, repository, tag);
         if known.is_some_and(|known| record.checked_at < known.checked_at && known.checked_at <= now) {
             return;
         }
@@ -206,10 +206,10 @@ impl Metadata {
 
     /// Whether the upstream has ever answered for this digest within this scope.
     pub async fn is_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest) -> bool {
-        let key = VisibilityKey { upstream, scope: scope.as_str(), digest };
-        if self.visible.get(&key).is_some() {
+        if self.is_known_visible(upstream, scope, digest) {
             return true;
         }
+        let key = VisibilityKey { upstream, scope: scope.as_str(), digest };
         match self.read::<Timestamp>(VISIBILITY, key.row()).await {
             Some(proven_at) => {
                 self.visible.insert(key.own(), proven_at);
@@ -221,8 +221,8 @@ impl Metadata {
 
     /// Notes that the upstream has answered for this digest within this scope.
     pub fn set_visible(&self, upstream: &str, scope: Scope<'_>, digest: &Digest, now: Timestamp) {
-        let key = VisibilityKey { upstream, scope: scope.as_str(), digest };
-        if self.visible.get(&key).is_none() {
+        if !self.is_known_visible(upstream, scope, digest) {
+            let key = VisibilityKey { upstream, scope: scope.as_str(), digest };
             self.write(VISIBILITY, &key.row(), Some(&now));
             self.visible.insert(key.own(), now);
         }
