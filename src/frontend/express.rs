@@ -30,7 +30,7 @@ use super::service::{AtOnce, Service};
 /// What stands between hyper and the socket of one connection.
 pub(super) struct Express<I> {
     io: I,
-    /// `None` once it is closed for good.
+    /// `None` where there is none, and once it is closed for good.
     lane: Option<Lane>,
     unsent: Option<Unsent>,
 }
@@ -44,6 +44,8 @@ pub(super) struct Lane {
     arrived: u64,
     /// Whether hyper has one of them.
     is_above: bool,
+    /// The longest head that hyper would read.
+    max_header_size: usize,
 }
 
 /// What the socket has not taken yet of an answer.
@@ -55,8 +57,18 @@ struct Unsent {
 }
 
 impl Lane {
-    pub(super) fn new(service: Arc<Service>, client: Arc<Client>, requests: Arc<Requests>) -> Self {
-        Self { service, client, requests, arrived: 0, is_above: false }
+    pub(super) fn new(
+        service: Arc<Service>,
+        client: Arc<Client>,
+        requests: Arc<Requests>,
+        max_header_size: usize,
+    ) -> Self {
+        Self { service, client, requests, arrived: 0, is_above: false, max_header_size }
+    }
+
+    /// Whether one whole head may be answered here.
+    fn is_open_for(&self, head: &[u8]) -> bool {
+        !self.is_above && head.len() <= self.max_header_size
     }
 
     /// Notes that hyper has written everything that it has.
@@ -107,8 +119,8 @@ impl Lane {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Express<I> {
-    pub(super) fn new(io: I, lane: Lane) -> Self {
-        Self { io, lane: Some(lane), unsent: None }
+    pub(super) fn new(io: I, lane: Option<Lane>) -> Self {
+        Self { io, lane, unsent: None }
     }
 
     /// Answers what has arrived, if it is for the lane; whether it was.
@@ -117,8 +129,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Express<I> {
             return Ok(false);
         };
         let asked = match Arrived::read(arrived) {
-            Arrived::Ordinary(head) if !lane.is_above => Some(head),
-            Arrived::Whole if !lane.is_above => None,
+            Arrived::Ordinary(head) if lane.is_open_for(arrived) => Some(head),
+            Arrived::Whole if lane.is_open_for(arrived) => None,
             Arrived::Ordinary(_) | Arrived::Whole | Arrived::Other => {
                 self.lane = None;
                 return Ok(false);
@@ -140,7 +152,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Express<I> {
             Pin::new(&mut self.io).poll_write_vectored(cx, &bufs)
         };
         let sent = match written {
-            Poll::Ready(sent) => sent?,
+            Poll::Ready(Ok(sent)) => sent,
+            Poll::Ready(Err(error)) => {
+                // Nothing has left, and the log says so.
+                drop(lane.record(&asked, answer));
+                return Err(error);
+            }
             Poll::Pending => 0,
         };
         if sent == whole {
@@ -320,7 +337,7 @@ mod tests {
         let trusted_proxies = Arc::new([]);
         let client = Arc::new(Client { source: Source::Unix, tls: None, trusted_proxies });
         let requests = Arc::new(Requests::new());
-        let express = Express::new(near, Lane::new(service, client, Arc::clone(&requests)));
+        let express = Express::new(near, Some(Lane::new(service, client, Arc::clone(&requests), 32 << 10)));
         Fixture { _directory: directory, express, far, requests, digest }
     }
 

@@ -14,6 +14,7 @@ use super::connection::{FIRST_WORD, Stream, Terms, seldom};
 use super::express::{Express, Lane};
 use super::outbox::Outbox;
 use super::requests::Requests;
+use super::service::Facet;
 
 /// hyper's bound on what one connection queues for writing before it asks for more: two frames of
 /// 256 KiB. With one, a follower of a fill costs 3 % more CPU per byte.
@@ -33,8 +34,11 @@ pub(super) async fn serve<I: Stream>(
 ) -> hyper::Result<()> {
     let (service, facet) = (Arc::clone(&terms.service), terms.facet);
     let requests = Arc::new(Requests::new());
+    let head = terms.limits.max_header_size.as_usize();
     let asked = Arc::clone(&requests);
-    let lane = Lane::new(Arc::clone(&service), Arc::clone(&client), Arc::clone(&requests));
+    // Metrics' own listener has no manifests, and may not ask for certificates as the others do.
+    let lane = (facet != Facet::Metrics)
+        .then(|| Lane::new(Arc::clone(&service), Arc::clone(&client), Arc::clone(&requests), head));
     let io = Express::new(io, lane);
     let handler = service_fn(move |request| {
         let open = asked.begin();
@@ -44,7 +48,6 @@ pub(super) async fn serve<I: Stream>(
             Ok::<_, Infallible>(response.map(|body| Http1Body::new(body, outbox, open)))
         }
     });
-    let head = terms.limits.max_header_size.as_usize();
     let mut builder = http1::Builder::new();
     builder.max_header_size(head).max_buf_size(head.max(WRITE_BUFFER));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), handler));
@@ -72,5 +75,7 @@ pub(super) async fn serve<I: Stream>(
     tokio::select! {
         ended = connection => ended,
         () = terms.tasks.aborting() => Ok(()),
+        // hyper waits for the rest of a head that it has a part of.
+        () = requests.idle_for(terms.limits.header_timeout) => Ok(()),
     }
 }

@@ -118,6 +118,9 @@ impl Listeners {
         let decoy = Decoy::new();
         for listener in self.bound {
             let is_operators = listener.facet == Facet::Metrics;
+            if is_operators {
+                tracing::info!(listen = %listener.endpoint, "metrics have a listener of their own");
+            }
             let terms = Arc::new(Terms {
                 decoy: decoy.clone(),
                 facet: listener.facet,

@@ -15,6 +15,8 @@ use tracing::Instrument;
 pub struct Tasks {
     tracker: TaskTracker,
     shutdown: CancellationToken,
+    /// That `shutdown` is cancelled. The token tells under a lock, and this is asked for every hot request.
+    is_draining: Arc<AtomicBool>,
     abort: CancellationToken,
     /// A flag of its own, since whoever lost a vital task may be in no state to say so.
     lost: Arc<AtomicBool>,
@@ -72,7 +74,7 @@ impl Tasks {
 
     /// Whether the drain has begun.
     pub fn is_draining(&self) -> bool {
-        self.shutdown.is_cancelled()
+        self.is_draining.load(Ordering::Relaxed)
     }
 
     /// Resolves when the drain has run out of time: what cannot end now is lost. Cancel safe.
@@ -83,6 +85,7 @@ impl Tasks {
     /// Tells every task to end and waits for them, `deadline` at most; then tells them to drop what
     /// they do and waits two seconds more. Returns how many were still running then.
     pub async fn drain(&self, deadline: Duration) -> usize {
+        self.is_draining.store(true, Ordering::Relaxed);
         self.shutdown.cancel();
         self.tracker.close();
         if tokio::time::timeout(deadline, self.tracker.wait()).await.is_err() {

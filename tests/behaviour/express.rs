@@ -19,11 +19,11 @@ use crate::{MIB, blob, len, manifest, pull};
 const UNUSUAL: &str = "X-Unusual: yes\r\n";
 
 /// An edge that has an image, and its manifest in memory.
-async fn hot() -> (Origin, Edge, Image) {
+async fn hot(toml: &str) -> (Origin, Edge, Image) {
     let origin = Origin::start().await;
     let layer = origin.add_synthetic_blob("app", 3 * MIB, 7);
     let image = origin.add_image_of("app", "1", &[layer]);
-    let edge = Edge::start(&origin).await;
+    let edge = Edge::with(&origin, toml).await;
     pull(&edge, "app", "1", &image).await;
     (origin, edge, image)
 }
@@ -94,14 +94,14 @@ async fn is_the_same_for_everybody<S: AsyncRead + AsyncWrite + Unpin>(stream: &m
 
 #[tokio::test]
 async fn an_ordinary_request_is_answered_like_any_other() {
-    let (_origin, edge, image) = hot().await;
+    let (_origin, edge, image) = hot("").await;
     let mut stream = TcpStream::connect(edge.addr()).await.unwrap();
     is_the_same_for_everybody(&mut stream, &image).await;
 }
 
 #[tokio::test]
 async fn it_is_logged_and_counted_like_any_other() {
-    let (_origin, edge, image) = hot().await;
+    let (_origin, edge, image) = hot("").await;
     let mut stream = TcpStream::connect(edge.addr()).await.unwrap();
     let series = "clawhub_edge_http_requests_total{kind=\"manifest\",status=\"200\"}";
     let before = edge.metric(series).await;
@@ -143,7 +143,7 @@ async fn it_is_so_over_tls_too() {
 
 #[tokio::test]
 async fn a_body_is_never_read_as_a_request() {
-    let (_origin, edge, image) = hot().await;
+    let (_origin, edge, image) = hot("").await;
     let hidden = request("GET", &manifest("app", &image.manifest_digest), "");
     let bodies = [
         (format!("Content-Length: {}\r\n", hidden.len()), hidden.clone()),
@@ -169,7 +169,7 @@ async fn a_body_is_never_read_as_a_request() {
 
 #[tokio::test]
 async fn what_comes_at_once_or_in_pieces_is_answered_in_its_order() {
-    let (_origin, edge, image) = hot().await;
+    let (_origin, edge, image) = hot("").await;
     let asked = [
         (manifest("app", "1"), "", &image.manifest_digest),
         (blob("app", &image.layer_digests[0]), "", &image.layer_digests[0]),
@@ -264,7 +264,7 @@ async fn who_reads_nothing_is_cut_off_and_logged() {
 
 #[tokio::test]
 async fn a_stop_closes_the_connection_behind_its_last_answer() {
-    let (_origin, mut edge, image) = hot().await;
+    let (_origin, mut edge, image) = hot("").await;
     let mut stream = TcpStream::connect(edge.addr()).await.unwrap();
     let (_, body) = ask(&mut stream, "GET", &manifest("app", "1"), "").await;
     assert_eq!(body, image.manifest);
@@ -273,4 +273,45 @@ async fn a_stop_closes_the_connection_behind_its_last_answer() {
     timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.unwrap().unwrap();
     assert_eq!(rest, b"");
     assert!(edge.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_rest_of_a_head_no_longer_than_that_may_take() {
+    let (_origin, mut edge, image) = hot("[limits]\nheader_timeout = \"1s\"\ndrain_timeout = \"5m\"").await;
+    let mut stream = TcpStream::connect(edge.addr()).await.unwrap();
+    let (_, body) = ask(&mut stream, "GET", &manifest("app", "1"), "").await;
+    assert_eq!(body, image.manifest);
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\n").await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    edge.terminate();
+    timeout(Duration::from_secs(60), edge.ended()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_listener_of_the_metrics_has_no_manifests() {
+    let (_origin, edge, _image) = hot("[metrics]\naddress = \"127.0.0.1:0\"").await;
+    let introduction = "metrics have a listener of their own listen=http://";
+    until("it is introduced", async || edge.log().contains(introduction)).await;
+    let log = edge.log();
+    let (_, address) = log.split_once(introduction).unwrap();
+    let (address, _) = address.split_once('\n').unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    for (path, status) in
+        [(manifest("app", "1"), "404"), ("/livez".into(), "200"), (manifest("app", "1"), "404")]
+    {
+        let (head, _) = ask(&mut stream, "GET", &path, "").await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_is_no_longer_than_any_other_may_be() {
+    let (_origin, edge, _image) = hot("[limits]\nmax_header_size = \"8KiB\"").await;
+    let path = manifest("app", "1");
+    for (length, status) in [(7000, "200"), (9000, "431")] {
+        let mut stream = TcpStream::connect(edge.addr()).await.unwrap();
+        let accept = format!("Accept: {}\r\n", "x".repeat(length));
+        let (head, _) = ask(&mut stream, "HEAD", &path, &accept).await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{length}: {head}");
+    }
 }
