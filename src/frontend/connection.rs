@@ -144,7 +144,7 @@ impl Terms {
             Ok(Open::Http2(io, client)) => http2::serve(io, Arc::new(client), self).await,
             Ok(Open::Tls(io, client)) => {
                 if io.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    http2::serve(*io, Arc::new(client), self).await
+                    http2::serve_secure(*io, Arc::new(client), self).await
                 } else {
                     http1::serve(*io, None, Arc::new(client), self).await
                 }

@@ -24,12 +24,20 @@ pub(super) struct Paced<S> {
     timeout: Duration,
     /// Armed only while a write waits: an unhindered write costs no timer.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Writes of less are not tried.
+    least: usize,
 }
 
 impl<S> Paced<S> {
     /// A stream whose first bytes were read already: they are `head`.
     pub(super) fn new(stream: S, head: Bytes, timeout: Duration) -> Self {
-        Self { stream, head, timeout, stalled: None }
+        Self { stream, head, timeout, stalled: None, least: 0 }
+    }
+
+    /// Has writes of less than so many bytes wait, and nobody be woken for them: whoever writes comes back with more, or
+    /// with a `least` of zero.
+    pub(super) fn hold(&mut self, least: usize) {
+        self.least = least;
     }
 
     fn pace<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -84,6 +92,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.len() < self.least {
+            return Poll::Pending;
+        }
         let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.pace(cx, outcome)
     }
@@ -93,6 +104,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.least > 0 && bufs.iter().map(|buf| buf.len()).sum::<usize>() < self.least {
+            return Poll::Pending;
+        }
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.pace(cx, outcome)
     }

@@ -72,7 +72,16 @@ pub(crate) async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     path: &str,
 ) -> Vec<u8> {
-    let mut client = Client::over(stream, 1 << 20).await;
+    get_within(stream, path, 1 << 20).await
+}
+
+/// The same, with the edge at most so many bytes ahead of what was read.
+pub(crate) async fn get_within<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    path: &str,
+    window: u32,
+) -> Vec<u8> {
+    let mut client = Client::over(stream, window).await;
     let response = client.get(path).await;
     assert_eq!(response.status(), StatusCode::OK);
     read(&mut response.into_body()).await.expect("a whole body")

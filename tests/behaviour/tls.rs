@@ -55,6 +55,31 @@ async fn a_pull_works_over_both_versions_of_tls_and_of_http() {
     }
 }
 
+/// Frames are sent in batches of 64 KiB. A client that opens its window only when it has read everything, whose blobs end
+/// at any place of a frame or of a batch, must never wait for what the server still gathers.
+#[tokio::test]
+async fn frames_that_wait_for_more_leave_when_no_more_comes() {
+    const FRAME: u32 = 16 << 10;
+    let (origin, authority, directory) = (Origin::start().await, Authority::new(), directory());
+    let keys = authority.certify(&[NAME]).write(directory.path(), "edge");
+    let edge = edge(&origin, &keys).start().await;
+    let mut config = authority.client(None);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let config = Arc::new(config);
+    let frame = u64::from(FRAME);
+    for (seed, size) in
+        [1, frame - 1, frame, frame + 1, 4 * frame, 5 * frame, 20 * frame + 9].into_iter().enumerate()
+    {
+        let digest = origin.add_synthetic_blob("app", size, seed as u64);
+        // A miss, and hits with windows of a part of a frame, of one, and of a batch and a bit.
+        for window in [1 << 20, 5000, FRAME, 5 * FRAME, 1 << 20] {
+            let stream = connect(edge.addr(), NAME, &config).await.unwrap();
+            let pulled = http2::get_within(stream, &blob("app", &digest), window).await;
+            assert_eq!(sha256(&pulled), digest, "{size} bytes, a window of {window}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_certificate_is_chosen_by_name() {
     let (origin, authority, directory) = (Origin::start().await, Authority::new(), directory());

@@ -6,6 +6,7 @@
 //! nothing, and hands its frames down as they are, which tell how much of them has left (see [`delivery`]).
 
 mod delivery;
+mod records;
 mod streams;
 
 use std::convert::Infallible;
@@ -19,16 +20,21 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::server::TlsStream;
 
 use self::delivery::StreamBody;
+use self::records::Records;
 use self::streams::Streams;
 use super::client::Client;
 use super::connection::{Stream, Terms, seldom};
+use super::paced::Paced;
 
 /// Requests have no bodies that are read, so the least that RFC 9113 knows is enough.
 const RECEIVE_WINDOW: u32 = 65_535;
 /// What one stream may have queued beyond the frame in hand: one of 256 KiB, so two in all, as with HTTP/1.1.
 const SEND_BUFFER: usize = 256 << 10;
+/// What is sent over TLS at a stretch, where there is so much: as much as one packet on its way through the kernel takes.
+const BATCH: usize = 64 << 10;
 /// A client that is gone is noticed within a minute, whatever its streams wait for.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,6 +52,18 @@ enum Ending {
     Idle,
     /// The client opens streams only to reset them.
     Flood,
+}
+
+/// As [`serve`], over TLS.
+pub(super) async fn serve_secure<S>(
+    tls: TlsStream<Paced<S>>,
+    client: Arc<Client>,
+    terms: &Arc<Terms>,
+) -> hyper::Result<()>
+where
+    S: Stream,
+{
+    serve(Records::new(tls), client, terms).await
 }
 
 /// Serves until the client leaves, is idle for too long or misbehaves, or the process drains; the answers under way are
