@@ -1,6 +1,7 @@
 //! A network of the comparison's own, where it may choose how TCP behaves.
 
 use std::fs;
+use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -15,7 +16,7 @@ const CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 /// whoever sends them, and the figures are those of the timers.
 ///
 /// # Errors
-/// That the kernel does not have this congestion control.
+/// That the kernel does not have this congestion control, or not for namespaces.
 pub(crate) fn enter(congestion: &str) -> Result<(), String> {
     if setting("namespace").is_empty() {
         let is_allowed = Command::new("unshare").args(["--net", "ip", "link", "set", "lo", "up"]).status();
@@ -30,8 +31,14 @@ pub(crate) fn enter(congestion: &str) -> Result<(), String> {
     if !up.is_ok_and(|status| status.success()) {
         return Err("the loopback interface of the namespace stays down".to_owned());
     }
-    fs::write(CONGESTION_CONTROL, congestion)
-        .map_err(|error| format!("TCP's congestion control {congestion} is not to be had: {error}"))
+    fs::write(CONGESTION_CONTROL, congestion).map_err(|error| match error.kind() {
+        // It is there, but not for namespaces.
+        io::ErrorKind::PermissionDenied => format!(
+            "TCP's congestion control {congestion} is not allowed here: \
+             add it to the sysctl net.ipv4.tcp_allowed_congestion_control of the machine"
+        ),
+        _ => format!("TCP's congestion control {congestion} is not to be had: {error}"),
+    })
 }
 
 /// The congestion control of new connections.
