@@ -13,7 +13,7 @@ use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use crate::frontend::{
     ClientCertificates, ListenAddress, ListenConfig, ProxyProtocol, TlsConfig, leaf_names,
 };
+use crate::runtime::crypto_provider;
 
 /// A way to one of this machine's own listeners.
 #[derive(Clone)]
@@ -94,7 +95,7 @@ impl Way {
             .into_iter()
             .find_map(|name| name.try_into().ok());
         let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = crypto_provider();
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?
             .dangerous()

@@ -6,6 +6,7 @@
 mod backoff;
 mod clock;
 mod coalesce;
+mod crypto;
 mod quantity;
 mod secret;
 mod settings;
@@ -14,6 +15,7 @@ mod tasks;
 pub use backoff::Backoff;
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use coalesce::Coalesce;
+pub use crypto::crypto_provider;
 pub use quantity::{Bytes, Percent};
 pub use secret::Secret;
 pub(crate) use settings::keyword_setting;

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::routing::TlsSettings;
+use crate::runtime::crypto_provider;
 
 use super::config::FetchConfig;
 use super::proxy::{Proxies, Way, Wire};
@@ -162,7 +163,7 @@ impl<'c> Clients<'c> {
                 roots.add(certificate).map_err(|error| failed(file, &error))?;
             }
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = crypto_provider();
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| ClientError::Tls { file: "TLS".to_owned(), reason: error.to_string() })?

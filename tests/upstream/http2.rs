@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use clawhub_edge::runtime::crypto_provider;
 use clawhub_edge::upstream::{FetchConfig, Purpose};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -28,7 +29,8 @@ const SIZE: u64 = 40 << 20;
 async fn registry(authority: &Authority) -> (String, Arc<AtomicUsize>) {
     let (certificate, key) = authority.leaf("localhost");
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = ServerConfig::builder().with_no_client_auth();
+    let config = ServerConfig::builder_with_provider(crypto_provider());
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
     let mut config = config.with_single_cert(vec![certificate.der().clone()], key).unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));

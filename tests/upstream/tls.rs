@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
+use clawhub_edge::runtime::crypto_provider;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
@@ -59,10 +60,12 @@ struct Server {
 
 impl Server {
     fn start(authority: &Authority, client_is_required: bool, response: impl Into<String>) -> Self {
-        let verifier = WebPkiClientVerifier::builder(authority.roots());
+        let verifier = WebPkiClientVerifier::builder_with_provider(authority.roots(), crypto_provider());
         let verifier = if client_is_required { verifier } else { verifier.allow_unauthenticated() };
         let (certificate, key) = authority.leaf("localhost");
-        let config = ServerConfig::builder()
+        let config = ServerConfig::builder_with_provider(crypto_provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
             .with_client_cert_verifier(verifier.build().unwrap())
             .with_single_cert(
                 vec![certificate.der().clone()],

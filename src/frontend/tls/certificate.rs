@@ -9,8 +9,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{CertificateFiles, TlsError, provider};
-use crate::runtime::Timestamp;
+use super::{CertificateFiles, TlsError};
+use crate::runtime::{Timestamp, crypto_provider};
 
 /// A certificate with its key.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Certificate {
         let names = dns_names(&parsed);
         let key =
             PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::malformed(&files.key, &error))?;
-        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+        let key = CertifiedKey::from_der(chain, key, &crypto_provider()).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 TlsError::Mismatch { certificate: files.certificate.clone(), key: files.key.clone() }
             }

@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use prometheus::{IntCounterVec, IntGaugeVec};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
-use crate::runtime::Timestamp;
+use crate::runtime::{Timestamp, crypto_provider};
 use crate::telemetry::{self, counters, gauges};
 
 pub use certificate::leaf_names;
@@ -165,7 +165,7 @@ fn server_config(
     certificates: &Arc<[Certificate]>,
     resumption: &Resumption,
 ) -> Result<ServerConfig, TlsError> {
-    let provider = Arc::new(provider());
+    let provider = crypto_provider();
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = match (client_ca, &config.client_ca_file) {
@@ -199,10 +199,6 @@ fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
         return Err(TlsError::malformed(path, &"there is no certificate in it"));
     }
     Ok(roots)
-}
-
-fn provider() -> CryptoProvider {
-    aws_lc_rs::default_provider()
 }
 
 /// What is noteworthy about a certificate, for people.
