@@ -6,9 +6,13 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
+use super::bind::UNSENT;
 use super::outbox::Outbox;
 use super::paced::Paced;
 use crate::store::FileSlice;
@@ -16,6 +20,11 @@ use crate::store::FileSlice;
 /// So much is sent at a stretch before others get their turn: tokio's budget counts polls, not bytes, and a fast client
 /// of a hot file never makes us wait.
 const STRETCH: u64 = 4 << 20;
+
+/// What the kernel holds beyond what is on its way to a client that takes it fast, so that each time it has room again,
+/// it has much. Beside 256 KiB, hits of 64 MiB take 0.91 of the machine's CPU over 64 connections, 0.92 over 8, and 0.98
+/// over one; 2 MiB gain 4 % more over 64.
+const UNSENT_IF_FAST: u32 = 1 << 20;
 
 /// A socket that takes files.
 pub(super) trait FileSocket: AsyncRead + AsyncWrite + Unpin {
@@ -29,6 +38,9 @@ pub(super) trait FileSocket: AsyncRead + AsyncWrite + Unpin {
 
     /// Has it hold back what fills no packet, or send that.
     fn cork(&self, on: bool);
+
+    /// How much it may hold beyond what is on its way.
+    fn allow_unsent(&self, bytes: u32);
 }
 
 /// What stands below hyper on a connection without TLS.
@@ -44,11 +56,52 @@ pub(super) struct FileWriter<S> {
     /// whole packets would leave as one of its own. At an MTU of 1500 a byte to one client then costs 13 % (cubic) to 30 %
     /// (bbr) more of the machine. Only bbr on loopback, whose packets take 64 KiB, does better without.
     is_corked: bool,
+    appetite: Appetite,
+}
+
+/// How fast a client takes what is sent.
+struct Appetite {
+    is_fast: bool,
+    /// How much it has taken since when.
+    taken: u64,
+    since: Instant,
+}
+
+impl Appetite {
+    /// How much it takes to tell, and how long that takes who is fast: at this speed, what all fast clients of a machine
+    /// have unsent is what its network sends in a sixteenth of a second.
+    const PORTION: u64 = 4 << 20;
+    const FAST: Duration = Duration::from_millis(250);
+
+    fn new(now: Instant) -> Self {
+        Self { is_fast: false, taken: 0, since: now }
+    }
+
+    /// Notes that so many bytes were taken, and tells whether the client is a fast one where that has changed. The clock
+    /// is looked at only once for every portion.
+    fn takes(&mut self, bytes: u64, now: impl FnOnce() -> Instant) -> Option<bool> {
+        self.taken += bytes;
+        if self.taken < Self::PORTION {
+            return None;
+        }
+        let now = now();
+        let is_fast = now.duration_since(self.since) < Self::FAST;
+        (self.taken, self.since) = (0, now);
+        (std::mem::replace(&mut self.is_fast, is_fast) != is_fast).then_some(is_fast)
+    }
 }
 
 impl<S: FileSocket> FileWriter<S> {
     pub(super) fn new(io: Paced<S>, outbox: Arc<Outbox>) -> Self {
-        Self { io, outbox, warm: (u16::MAX, 0), warming: None, stretch: 0, is_corked: false }
+        Self {
+            io,
+            outbox,
+            warm: (u16::MAX, 0),
+            warming: None,
+            stretch: 0,
+            is_corked: false,
+            appetite: Appetite::new(Instant::now()),
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, number: u16) -> Poll<io::Result<usize>> {
@@ -64,11 +117,14 @@ impl<S: FileSocket> FileWriter<S> {
             return Poll::Pending;
         };
         self.cork(true);
-        let sent = ready!(self.io.poll_send(cx, &slice, at..warm).map(|sent| {
+        let Poll::Ready(sent) = self.io.poll_send(cx, &slice, at..warm)? else {
             self.stretch = 0;
-            sent
-        }))?;
+            return Poll::Pending;
+        };
         self.stretch += sent as u64;
+        if let Some(is_fast) = self.appetite.takes(sent as u64, Instant::now) {
+            self.io.allow_unsent(if is_fast { UNSENT_IF_FAST } else { UNSENT });
+        }
         self.outbox.sent(sent as u64);
         Poll::Ready(Ok(sent))
     }
@@ -164,7 +220,7 @@ impl<S: FileSocket> AsyncRead for FileWriter<S> {
 
 /// Sends on a socket of tokio's that is ready, and waits where it is not.
 macro_rules! file_socket {
-    ($socket:ty, $cork:expr) => {
+    ($socket:ty, $cork:expr, $allow_unsent:expr) => {
         impl FileSocket for $socket {
             fn poll_send(
                 &mut self,
@@ -175,10 +231,20 @@ macro_rules! file_socket {
                 use std::os::fd::AsFd as _;
                 loop {
                     ready!(self.poll_write_ready(cx))?;
-                    let send = || slice.send(self.as_fd(), bytes.clone());
-                    match self.try_io(tokio::io::Interest::WRITABLE, send) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        sent => return Poll::Ready(sent),
+                    let mut sent = None;
+                    let send = || {
+                        let (taken, is_full) = slice.send(self.as_fd(), bytes.clone())?;
+                        sent = Some(taken);
+                        // So that the next attempt waits, and is no system call in vain.
+                        if is_full { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                    };
+                    let outcome = self.try_io(tokio::io::Interest::WRITABLE, send);
+                    match (sent, outcome) {
+                        (Some(sent), _) => return Poll::Ready(Ok(sent)),
+                        (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                            return Poll::Ready(Err(error));
+                        }
+                        (None, _) => {}
                     }
                 }
             }
@@ -186,20 +252,30 @@ macro_rules! file_socket {
             fn cork(&self, on: bool) {
                 $cork(self, on);
             }
+
+            fn allow_unsent(&self, bytes: u32) {
+                $allow_unsent(self, bytes);
+            }
         }
     };
 }
-file_socket!(tokio::net::TcpStream, |socket, on| {
-    // A connection that is gone says so when it is written to.
-    let _ = rustix::net::sockopt::set_tcp_cork(socket, on);
-});
-file_socket!(tokio::net::UnixStream, |_, _| {});
+// A connection that is gone says so when it is written to.
+file_socket!(
+    tokio::net::TcpStream,
+    |socket, on| {
+        let _ = rustix::net::sockopt::set_tcp_cork(socket, on);
+    },
+    |socket, bytes| {
+        let _ = SockRef::from(socket).set_tcp_notsent_lowat(bytes);
+    }
+);
+file_socket!(tokio::net::UnixStream, |_, _| {}, |_, _| {});
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::convert::Infallible;
-    use std::time::Duration;
+    use std::future::poll_fn;
 
     use bytes::Bytes;
     use hyper::Response;
@@ -251,19 +327,24 @@ mod tests {
         Fixture { _directory: directory, path, bytes, blob }
     }
 
+    /// A connection that takes little at once: the edge's end and the client's.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(8 << 10).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener: TcpListener = socket.listen(1).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener.accept().await.unwrap().0, client)
+    }
+
     /// Answers one connection with these chunks, as the edge does. Small buffers, so that every write is a part.
     async fn answer(
         chunks: Vec<Chunk>,
         length: Option<usize>,
         vectored: bool,
     ) -> (TcpStream, tokio::task::JoinHandle<bool>) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_send_buffer_size(8 << 10).unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener: TcpListener = socket.listen(1).unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, mut client) = connected().await;
         client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
         let outbox = Arc::new(Outbox::new(Decoy::new()));
         let paced = Paced::new(stream, Bytes::new(), Duration::from_secs(20));
         let writer = FileWriter::new(paced, Arc::clone(&outbox));
@@ -331,6 +412,53 @@ mod tests {
                 assert!(served.await.unwrap());
             });
         }
+    }
+
+    #[test]
+    fn a_client_is_as_fast_as_its_last_portion() {
+        let start = Instant::now();
+        let mut appetite = Appetite::new(start);
+        let mut at =
+            |milliseconds, bytes| appetite.takes(bytes, || start + Duration::from_millis(milliseconds));
+        let portion = Appetite::PORTION;
+        assert_eq!(at(1, portion - 1), None, "it is too early to tell");
+        assert_eq!(at(249, 1), Some(true));
+        assert_eq!(at(450, portion), None, "nothing has changed");
+        assert_eq!(at(750, portion), Some(false));
+        assert_eq!(at(1000, portion), None, "nothing has changed");
+        assert_eq!(at(1001, portion), Some(true));
+    }
+
+    #[tokio::test]
+    async fn the_kernel_may_hold_more_for_a_fast_client() {
+        let (near, _far) = connected().await;
+        for bytes in [UNSENT_IF_FAST, UNSENT] {
+            near.allow_unsent(bytes);
+            assert_eq!(SockRef::from(&near).tcp_notsent_lowat().unwrap(), bytes);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_is_waited_for_without_another_attempt() {
+        let fixture = fixture().await;
+        let (mut near, mut far) = connected().await;
+        let slice = fixture.blob.slice(0, SIZE as u64);
+        let size = SIZE as u64;
+        let first = poll_fn(|cx| near.poll_send(cx, &slice, 0..size)).await.unwrap();
+        assert!(first < SIZE, "the socket is small");
+        // tokio knows that it is full, and `sendfile` is not asked.
+        assert!(near.try_io(tokio::io::Interest::WRITABLE, || Ok(())).is_err());
+        let mut sent = first as u64;
+        let mut received = vec![0; SIZE];
+        let reading = far.read_exact(&mut received);
+        let sending = async {
+            while sent < size {
+                sent += poll_fn(|cx| near.poll_send(cx, &slice, sent..size)).await.unwrap() as u64;
+            }
+        };
+        let (read, ()) = tokio::join!(reading, sending);
+        read.unwrap();
+        assert!(received == fixture.bytes);
     }
 
     #[tokio::test]

@@ -59,6 +59,11 @@ impl<S: FileSocket> Paced<S> {
         self.stream.cork(on);
     }
 
+    /// How much the socket may hold beyond what is on its way.
+    pub(super) fn allow_unsent(&self, bytes: u32) {
+        self.stream.allow_unsent(bytes);
+    }
+
     /// Sends of these bytes of a file's slice as many as the client takes at once.
     pub(super) fn poll_send(
         &mut self,

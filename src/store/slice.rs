@@ -57,12 +57,13 @@ impl FileSlice {
         self.start == self.end
     }
 
-    /// Sends up to 1 MiB of these bytes of it to a socket, in the kernel (`sendfile(2)`), and returns how many it took.
+    /// Sends up to 1 MiB of these bytes of it to a socket, in the kernel (`sendfile(2)`), and returns how many it took, and
+    /// whether that has filled it.
     ///
     /// # Errors
     /// `WouldBlock`, what is wrong with the socket or the file, or `UnexpectedEof` where the file is shorter than
     /// it was. A file that is at fault is not served again.
-    pub fn send(&self, socket: BorrowedFd<'_>, bytes: Range<u64>) -> io::Result<usize> {
+    pub fn send(&self, socket: BorrowedFd<'_>, bytes: Range<u64>) -> io::Result<(usize, bool)> {
         let mut offset = self.start + bytes.start;
         let len = (bytes.end.min(self.len()) - bytes.start).min(SEND);
         loop {
@@ -72,7 +73,13 @@ impl FileSlice {
                     self.distrust();
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                Ok(sent) => return Ok(sent),
+                Ok(sent) if sent as u64 == len => return Ok((sent, false)),
+                Ok(sent) => {
+                    // What ends early has met a full socket, or the end of a file that was cut off, which is for the
+                    // next one to find out.
+                    let is_full = self.file().metadata().is_ok_and(|file| file.len() > offset);
+                    return Ok((sent, is_full));
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => {
                     if error == Errno::IO {
