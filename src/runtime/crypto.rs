@@ -41,11 +41,12 @@ fn has_wide_aes_without_avx512() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustls::SupportedCipherSuite;
 
     #[test]
     fn the_suites_and_their_order_are_the_same_whoever_computes_them() {
         let suites = |provider: &CryptoProvider| -> Vec<_> {
-            provider.cipher_suites.iter().map(|suite| suite.suite()).collect()
+            provider.cipher_suites.iter().map(SupportedCipherSuite::suite).collect()
         };
         let expected = suites(&aws_lc_rs::default_provider());
         assert_eq!(suites(&ring::default_provider()), expected);

@@ -284,7 +284,7 @@ async fn a_stop_waits_for_the_rest_of_a_head_no_longer_than_that_may_take() {
     stream.write_all(b"GET /v2/ HTTP/1.1\r\n").await.unwrap();
     sleep(Duration::from_millis(100)).await;
     edge.terminate();
-    timeout(Duration::from_secs(60), edge.ended()).await.unwrap();
+    timeout(Duration::from_mins(1), edge.ended()).await.unwrap();
 }
 
 #[tokio::test]
