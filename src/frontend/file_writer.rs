@@ -70,11 +70,16 @@ struct Appetite {
 impl Appetite {
     /// How much it takes to tell, and how long that takes who is fast: at this speed, what all fast clients of a machine
     /// have unsent is what its network sends in a sixteenth of a second.
-    const PORTION: u64 = 4 << 20;
-    const FAST: Duration = Duration::from_millis(250);
+    const PORTION: u64 = 1 << 20;
+    const FAST: Duration = Duration::from_millis(62);
 
     fn new(now: Instant) -> Self {
         Self { is_fast: false, taken: 0, since: now }
+    }
+
+    /// Begins a portion: what it waited for before was not the client.
+    fn begin(&mut self, now: Instant) {
+        (self.taken, self.since) = (0, now);
     }
 
     /// Notes that so many bytes were taken, and tells whether the client is a fast one where that has changed. The clock
@@ -86,7 +91,7 @@ impl Appetite {
         }
         let now = now();
         let is_fast = now.duration_since(self.since) < Self::FAST;
-        (self.taken, self.since) = (0, now);
+        self.begin(now);
         (std::mem::replace(&mut self.is_fast, is_fast) != is_fast).then_some(is_fast)
     }
 }
@@ -147,6 +152,7 @@ impl<S: FileSocket> FileWriter<S> {
     ) -> Poll<io::Result<u64>> {
         if self.warm.0 != number {
             (self.warm, self.warming) = ((number, 0), None);
+            self.appetite.begin(Instant::now());
         }
         if self.warming.is_none() && !slice.is_enough(at, self.warm.1) {
             let from = self.warm.1.max(at);
@@ -422,11 +428,11 @@ mod tests {
             |milliseconds, bytes| appetite.takes(bytes, || start + Duration::from_millis(milliseconds));
         let portion = Appetite::PORTION;
         assert_eq!(at(1, portion - 1), None, "it is too early to tell");
-        assert_eq!(at(249, 1), Some(true));
-        assert_eq!(at(450, portion), None, "nothing has changed");
-        assert_eq!(at(750, portion), Some(false));
-        assert_eq!(at(1000, portion), None, "nothing has changed");
-        assert_eq!(at(1001, portion), Some(true));
+        assert_eq!(at(61, 1), Some(true));
+        assert_eq!(at(100, portion), None, "nothing has changed");
+        assert_eq!(at(170, portion), Some(false));
+        assert_eq!(at(270, portion), None, "nothing has changed");
+        assert_eq!(at(300, portion), Some(true));
     }
 
     #[tokio::test]
