@@ -91,7 +91,7 @@ pub(super) struct Disk {
     index: RwLock<Index>,
     // A mutex: a lookup reorders the list. Every blob in use is in it, and some that are not.
     open: Mutex<LruCache<Digest, Arc<Blob>>>,
-    ledger: Arc<Ledger>,
+    pub(super) ledger: Arc<Ledger>,
     pub(super) records: Records,
     durability: DurabilityQueue,
     pub(super) health: Health,

@@ -19,6 +19,7 @@
 //! directory has no room for; what is open, in flight or part of a kept image is not evicted.
 //! Small objects are also held in memory; large ones leave that to the page cache.
 
+mod ahead;
 mod block;
 mod config;
 mod disk;

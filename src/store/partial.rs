@@ -23,6 +23,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::ahead::Ahead;
 use super::block::BlockWriter;
 use super::disk::{Disk, Place};
 use super::journal::{Checkpoint, Journal, MAX_RANGES};
@@ -33,7 +34,7 @@ use super::read::{BufferPool, read_chunk};
 use super::sealed::{Blob, hash_file};
 use super::slice::FileSlice;
 use super::{Error, Store};
-use crate::oci::{Digest, Hasher, Mismatch};
+use crate::oci::{ByteRange, Digest, Hasher, Mismatch};
 
 /// What is written at once: amortises the hop to the blocking pool. A fill holds two blocks, one
 /// that is written and one that gathers.
@@ -203,6 +204,7 @@ pub struct Partial {
     /// Everything before the writer's position went into it.
     hasher: Hasher,
     writer: BlockWriter,
+    ahead: Ahead,
     arrived: Arrived,
     /// The hashing under way of what pieces have brought.
     catching_up: Option<JoinHandle<(Hasher, io::Result<u64>)>>,
@@ -269,6 +271,7 @@ impl Partial {
             file,
             remains: Remains::default(),
             hasher,
+            ahead: Ahead::default(),
             bytes_at_checkpoint: arrived.len(),
             arrived: Arrived(Arc::new(Mutex::new(arrived))),
             catching_up: None,
@@ -332,6 +335,7 @@ impl Partial {
             file.set_len(0)
         });
         emptied.await.map_err(|source| self.error(source))?;
+        self.ahead = Ahead::default();
         self.journal = Arc::new(Mutex::new(Journal::new(self.place.journal())));
         self.hasher = Hasher::new(self.digest.algorithm());
         self.writer.move_to(0);
@@ -395,8 +399,15 @@ impl Partial {
             return;
         }
         let checkpoint = self.due_checkpoint();
-        let journal = Arc::clone(&self.journal);
-        self.writer.start_write(move || checkpoint.map_or(Ok(()), |checkpoint| save(&journal, checkpoint)));
+        let space = self.due_space();
+        let (file, ahead, journal) = (Arc::clone(&self.file), self.ahead.clone(), Arc::clone(&self.journal));
+        // Behind the write, since somebody waits for its bytes.
+        self.writer.start_write(move || {
+            if let Some(bytes) = space {
+                ahead.reserve(&file, bytes);
+            }
+            checkpoint.map_or(Ok(()), |checkpoint| save(&journal, checkpoint))
+        });
     }
 
     /// Starts to hash what pieces have brought to the front, unless there is work under way or nothing to
@@ -444,7 +455,7 @@ impl Partial {
             arrived.insert(written.start, written.end);
             arrived.len()
         };
-        self.place.note_written(arrived);
+        self.place.note_written(arrived.max(self.ahead.end()));
         Ok(())
     }
 
@@ -507,8 +518,12 @@ impl Partial {
             // The last checkpoint stands, which claims less.
             tracing::warn!(digest = %self.digest, %error, "the end of a partial blob could not be kept");
         }
-        let (place, file) = (self.place, self.file);
-        if let Err(error) = blocking(move || place.park(&file)).await {
+        let (place, file, ahead) = (self.place, self.file, self.ahead);
+        let parked = blocking(move || {
+            ahead.release(&file)?;
+            place.park(&file)
+        });
+        if let Err(error) = parked.await {
             tracing::warn!(digest = %self.digest, %error, "a partial blob could not be parked");
         }
     }
@@ -556,6 +571,12 @@ impl Partial {
                 tracing::warn!(digest = %self.digest, %error, "a partial blob could not be removed");
             }
         }
+    }
+
+    /// For which bytes behind the front space is due; none where a piece has come before.
+    fn due_space(&self) -> Option<ByteRange> {
+        let position = self.position();
+        self.ahead.due(position, self.size?).filter(|_| self.arrived.lock().end() <= position)
     }
 
     fn is_caught_up(&self) -> bool {

@@ -327,6 +327,32 @@ async fn try_fill(store: &Store, digest: Digest, bytes: &Bytes) -> Result<Arc<Bl
     }
 }
 
+#[tokio::test]
+async fn space_is_set_aside_ahead_of_a_fill_and_given_back_when_it_is_parked() {
+    const SIZE: usize = 40 << 20;
+    const FRONT: u64 = 3 << 20;
+    let fixture = fixture();
+    let disk = &fixture.store.0.disks[0];
+    let (bytes, digest) = noise(0, SIZE);
+    let path = disk.layout.partial(&digest, UPSTREAM);
+    let mut partial = fixture.store.partial(digest, UPSTREAM).await.unwrap();
+    partial.expect_size(SIZE as u64).await.unwrap();
+    for piece in 0..3 {
+        partial.write_all(bytes.slice(piece << 20..(piece + 1) << 20)).await.unwrap();
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), FRONT);
+    assert!(taken(&path) >= 32 << 20, "{} bytes", taken(&path));
+    // Promised and not there yet is only what lies behind it.
+    assert!(disk.ledger.unwritten() < 9 << 20, "{} bytes", disk.ledger.unwritten());
+    partial.park().await;
+    assert!(taken(&path) < FRONT + (64 << 10), "{} bytes", taken(&path));
+    assert!(disk.ledger.used() < FRONT + (64 << 10), "{} bytes", disk.ledger.used());
+    let blob = try_fill(&fixture.store, digest, &bytes).await.unwrap();
+    let taken = taken(&fixture.path(&digest));
+    assert!(taken <= SIZE as u64 + (64 << 10), "{taken} bytes");
+    assert_eq!(blob.read(FRONT - 5, 10).await.unwrap(), bytes.slice((3 << 20) - 5..(3 << 20) + 5));
+}
+
 const SMALL: u64 = 40 << 20;
 
 fn small() -> Fixture {
