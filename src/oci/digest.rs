@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use super::concat::concat;
 use super::excerpt::excerpt;
+use super::sha256;
 
 /// A hash algorithm that content may be addressed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -287,7 +288,7 @@ impl Hasher {
     /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.state {
-            State::Sha256(hasher) => hasher.update(bytes),
+            State::Sha256(hasher) => sha256::update(hasher, bytes),
             State::Sha512(hasher) => hasher.update(bytes),
         }
         self.hashed = self.hashed.saturating_add(bytes.len() as u64);

@@ -43,6 +43,7 @@ mod name;
 mod percent;
 mod range;
 mod request;
+mod sha256;
 mod via;
 
 pub use challenge::{Challenge, Scheme};
