@@ -437,12 +437,13 @@ mod tests {
         let (mut at, mut allowed) = (start, UNSENT);
         // Of bytes per second, for long enough to settle.
         let mut held = |speed: u64| {
+            let pause = Duration::from_nanos((64 << 10) * 1_000_000_000 / speed);
             for _ in 0..2000 {
-                at += Duration::from_secs_f64(f64::from(64 << 10) / speed as f64);
+                at += pause;
                 allowed = appetite.takes(64 << 10, || at).unwrap_or(allowed);
             }
             for _ in 0..2000 {
-                at += Duration::from_secs_f64(f64::from(64 << 10) / speed as f64);
+                at += pause;
                 let next = appetite.takes(64 << 10, || at);
                 assert_eq!(next, None, "it has settled");
             }

@@ -79,16 +79,16 @@ fn has_instructions() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::Digest;
     use proptest::prelude::*;
 
     #[test]
     fn a_known_digest() {
         let mut hasher = Sha256::new();
-        update_by_blocks(&mut hasher, &[b'a'; 1_000_000]);
+        update_by_blocks(&mut hasher, &vec![b'a'; 1_000_000]);
         // FIPS 180-2, appendix B.3.
-        let expected = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
-        let digest = hasher.finalize();
-        assert_eq!(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), expected);
+        let expected = "sha256:cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
+        assert_eq!(Digest::Sha256(hasher.finalize().into()).to_string(), expected);
     }
 
     proptest! {

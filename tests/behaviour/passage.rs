@@ -45,7 +45,8 @@ async fn digest_of(mut transfer: Transfer, first: Vec<u8>) -> (bool, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fills_up_on_the_way_is_noticed_by_nobody() {
-    const SIZE: u64 = 20 * MIB;
+    // More than what the file system sets aside for it at once.
+    const SIZE: u64 = 40 * MIB;
     if !has_namespaces() {
         return;
     }
@@ -53,7 +54,7 @@ async fn a_disk_that_fills_up_on_the_way_is_noticed_by_nobody() {
     let digest = origin.add_synthetic_blob("app", SIZE, SEED);
     let gate = Gate::new();
     origin.fault(Fault::on("GET", &digest).times(1).gate_at(5 * MIB, &gate));
-    let edge = on(&origin, "size=40m").start().await;
+    let edge = on(&origin, "size=80m").start().await;
     let path = blob("app", &digest);
     let mut quick = http::open(edge.addr(), &path, &[]).await;
     let mut slow = http::open(edge.addr(), &path, &[]).await;
@@ -82,6 +83,26 @@ async fn a_disk_that_fills_up_on_the_way_is_noticed_by_nobody() {
     // The disk comes back.
     fs::remove_file(filler).unwrap();
     is_cached_again(&edge, &digest).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fill_has_its_space_although_others_fill_the_disk() {
+    const SIZE: u64 = 20 * MIB;
+    if !has_namespaces() {
+        return;
+    }
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob("app", SIZE, SEED);
+    let gate = Gate::new();
+    origin.fault(Fault::on("GET", &digest).times(1).gate_at(5 * MIB, &gate));
+    let edge = on(&origin, "size=40m").start().await;
+    let mut client = http::open(edge.addr(), &blob("app", &digest), &[]).await;
+    let first = client.read(len(4 * MIB)).await;
+    edge.fill_disk();
+    gate.open();
+    assert_eq!(digest_of(client, first).await, (true, digest.clone()));
+    until("it is cached", async || edge.has_blob(&digest)).await;
+    assert_eq!(passed(&edge, "disk").await + passed(&edge, "no_room").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
