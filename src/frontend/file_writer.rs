@@ -3,11 +3,13 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -71,13 +73,20 @@ impl Appetite {
     /// sends in that time, and [`UNSENT`] for each.
     const AHEAD: Duration = Duration::from_millis(16);
 
+    /// A part begins with no more, whatever the one before has shown: many are too short to show that it is too much.
+    const AT_FIRST: u32 = 1 << 20;
+
     fn new(now: Instant) -> Self {
         Self { allowed: UNSENT, taken: 0, since: now }
     }
 
-    /// Begins a portion: what it waited for before was not the client.
-    fn begin(&mut self, now: Instant) {
+    /// Begins a part, and tells what the kernel may hold where that has changed. What was waited for before was not the
+    /// client.
+    fn begin(&mut self, now: Instant) -> Option<u32> {
         (self.taken, self.since) = (0, now);
+        let is_much = self.allowed > Self::AT_FIRST;
+        self.allowed = self.allowed.min(Self::AT_FIRST);
+        is_much.then_some(self.allowed)
     }
 
     /// How much it takes to tell: several times what the kernel takes at once, which says nothing of the client.
@@ -95,7 +104,7 @@ impl Appetite {
         let now = now();
         let took = now.duration_since(self.since);
         let (is_faster, is_slower) = (took < Self::AHEAD * 2, took > Self::AHEAD * 6);
-        self.begin(now);
+        (self.taken, self.since) = (0, now);
         let before = self.allowed;
         if is_faster {
             self.allowed = (self.allowed * 2).min(MOST_UNSENT);
@@ -162,7 +171,9 @@ impl<S: FileSocket> FileWriter<S> {
     ) -> Poll<io::Result<u64>> {
         if self.warm.0 != number {
             (self.warm, self.warming) = ((number, 0), None);
-            self.appetite.begin(Instant::now());
+            if let Some(allowed) = self.appetite.begin(Instant::now()) {
+                self.io.allow_unsent(allowed);
+            }
         }
         if self.warming.is_none() && !slice.is_enough(at, self.warm.1) {
             let from = self.warm.1.max(at);
@@ -234,6 +245,14 @@ impl<S: FileSocket> AsyncRead for FileWriter<S> {
     }
 }
 
+/// Whether a socket takes more now. If not, the kernel tells when it does: a `sendfile` that ended early for another reason
+/// (a signal, a bad page, the end of a file that was cut off) asks it for nothing.
+fn is_writable(socket: BorrowedFd<'_>) -> bool {
+    let mut sockets = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
+    // Where it cannot be said, the next attempt finds out.
+    poll(&mut sockets, Some(&Timespec::default())).is_err() || !sockets[0].revents().is_empty()
+}
+
 /// Sends on a socket of tokio's that is ready, and waits where it is not.
 macro_rules! file_socket {
     ($socket:ty, $cork:expr, $allow_unsent:expr) => {
@@ -249,10 +268,14 @@ macro_rules! file_socket {
                     ready!(self.poll_write_ready(cx))?;
                     let mut sent = None;
                     let send = || {
-                        let (taken, is_full) = slice.send(self.as_fd(), bytes.clone())?;
+                        let (taken, is_all) = slice.send(self.as_fd(), bytes.clone())?;
                         sent = Some(taken);
                         // So that the next attempt waits, and is no system call in vain.
-                        if is_full { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                        if is_all || is_writable(self.as_fd()) {
+                            Ok(())
+                        } else {
+                            Err(io::ErrorKind::WouldBlock.into())
+                        }
                     };
                     let outcome = self.try_io(tokio::io::Interest::WRITABLE, send);
                     match (sent, outcome) {
@@ -463,8 +486,11 @@ mod tests {
         let mut appetite = Appetite::new(start);
         let portion = appetite.portion();
         assert_eq!(appetite.takes(portion, || start), Some(UNSENT * 2));
-        appetite.begin(start + Duration::from_mins(1));
-        assert_eq!(appetite.takes(portion * 2, || start + Duration::from_mins(1)), Some(UNSENT * 4));
+        let later = start + Duration::from_mins(1);
+        assert_eq!(appetite.begin(later), None);
+        assert_eq!(appetite.takes(portion * 2, || later), Some(UNSENT * 4));
+        assert_eq!(appetite.takes(portion * 4, || later), Some(UNSENT * 8));
+        assert_eq!(appetite.begin(later), Some(UNSENT * 4), "every part has to show it again");
         assert_eq!(appetite.takes(portion * 4, || start + Duration::from_mins(2)), Some(UNSENT * 2));
     }
 

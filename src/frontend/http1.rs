@@ -73,6 +73,7 @@ pub(super) async fn serve<I: Stream>(
     // Finishes the answer under way and closes; an idle connection closes at once.
     connection.as_mut().graceful_shutdown();
     tokio::select! {
+        biased;
         ended = connection => ended,
         () = terms.tasks.aborting() => Ok(()),
         // hyper waits for the rest of a head that it has a part of.

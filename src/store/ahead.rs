@@ -47,10 +47,9 @@ impl Ahead {
     /// # Errors
     /// The disk's.
     pub(super) fn release(&self, file: &File) -> io::Result<()> {
-        if self.0.swap(0, Ordering::Relaxed) > 0 {
-            // Truncated to what it has: no byte of it changes, which somebody may be reading.
-            file.set_len(file.metadata()?.len())?;
-        }
-        Ok(())
+        self.0.store(0, Ordering::Relaxed);
+        // Also where it was set aside before this process, or in part. Truncated to what it has: no byte of it changes,
+        // which somebody may be reading.
+        file.set_len(file.metadata()?.len())
     }
 }

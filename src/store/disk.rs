@@ -795,6 +795,18 @@ impl Place {
         Err(Error::NoRoom { needed })
     }
 
+    /// Whether room was made for a blob of `size` bytes.
+    pub(super) fn has_room_for(&self, size: u64) -> bool {
+        self.reservation.as_ref().is_some_and(|reservation| reservation.bytes() >= estimate(size))
+    }
+
+    /// Notes that the file has lost what it had.
+    pub(super) fn note_emptied(&mut self) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.note_emptied();
+        }
+    }
+
     /// Notes that so many bytes of the blob are in the file.
     pub(super) fn note_written(&mut self, bytes: u64) {
         if let Some(reservation) = &mut self.reservation {

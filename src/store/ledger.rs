@@ -138,6 +138,12 @@ impl Reservation {
         self.written = bytes;
     }
 
+    /// Notes that nothing of it is in the file system any more.
+    pub(super) fn note_emptied(&mut self) {
+        self.ledger.unwritten.fetch_add(self.written, Ordering::Relaxed);
+        self.written = 0;
+    }
+
     /// Gives back what is more than `bytes`; all of those are in the file system.
     pub(super) fn shrink_to(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
@@ -189,6 +195,9 @@ mod tests {
         assert!(ledger.reserve(41).is_none());
         assert!(!first.grow_to(101));
         assert!(first.grow_to(70));
+        first.note_written(50);
+        first.note_emptied();
+        assert_eq!((ledger.used(), ledger.unwritten()), (70, 70));
         first.note_written(30);
         assert_eq!((ledger.used(), ledger.unwritten()), (70, 40));
         first.settle(50);

@@ -336,6 +336,7 @@ impl Partial {
         });
         emptied.await.map_err(|source| self.error(source))?;
         self.ahead = Ahead::default();
+        self.place.note_emptied();
         self.journal = Arc::new(Mutex::new(Journal::new(self.place.journal())));
         self.hasher = Hasher::new(self.digest.algorithm());
         self.writer.move_to(0);
@@ -573,10 +574,11 @@ impl Partial {
         }
     }
 
-    /// For which bytes behind the front space is due; none where a piece has come before.
+    /// For which bytes behind the front space is due: where it is reserved, and no piece has come before.
     fn due_space(&self) -> Option<ByteRange> {
         let position = self.position();
-        self.ahead.due(position, self.size?).filter(|_| self.arrived.lock().end() <= position)
+        let size = self.size.filter(|size| self.place.has_room_for(*size))?;
+        self.ahead.due(position, size).filter(|_| self.arrived.lock().end() <= position)
     }
 
     fn is_caught_up(&self) -> bool {

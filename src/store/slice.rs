@@ -58,7 +58,7 @@ impl FileSlice {
     }
 
     /// Sends up to 1 MiB of these bytes of it to a socket, in the kernel (`sendfile(2)`), and returns how many it took, and
-    /// whether that has filled it.
+    /// whether those were all: if not, the socket is probably full.
     ///
     /// # Errors
     /// `WouldBlock`, what is wrong with the socket or the file, or `UnexpectedEof` where the file is shorter than
@@ -73,13 +73,7 @@ impl FileSlice {
                     self.distrust();
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                Ok(sent) if sent as u64 == len => return Ok((sent, false)),
-                Ok(sent) => {
-                    // What ends early has met a full socket, or the end of a file that was cut off, which is for the
-                    // next one to find out.
-                    let is_full = self.file().metadata().is_ok_and(|file| file.len() > offset);
-                    return Ok((sent, is_full));
-                }
+                Ok(sent) => return Ok((sent, sent as u64 == len)),
                 Err(Errno::INTR) => {}
                 Err(error) => {
                     if error == Errno::IO {
