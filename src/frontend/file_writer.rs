@@ -278,12 +278,13 @@ macro_rules! file_socket {
                         }
                     };
                     let outcome = self.try_io(tokio::io::Interest::WRITABLE, send);
-                    match (sent, outcome) {
-                        (Some(sent), _) => return Poll::Ready(Ok(sent)),
-                        (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
-                            return Poll::Ready(Err(error));
-                        }
-                        (None, _) => {}
+                    if let Some(sent) = sent {
+                        return Poll::Ready(Ok(sent));
+                    }
+                    if let Err(error) = outcome
+                        && error.kind() != io::ErrorKind::WouldBlock
+                    {
+                        return Poll::Ready(Err(error));
                     }
                 }
             }

@@ -41,15 +41,13 @@ impl Ahead {
             self.0.store(bytes.end, Ordering::Relaxed);
         }
     }
+}
 
-    /// Gives back what lies behind the end of the file. Blocking.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub(super) fn release(&self, file: &File) -> io::Result<()> {
-        self.0.store(0, Ordering::Relaxed);
-        // Also where it was set aside before this process, or in part. Truncated to what it has: no byte of it changes,
-        // which somebody may be reading.
-        file.set_len(file.metadata()?.len())
-    }
+/// Gives back what was set aside behind the end of the file, be it by an earlier process. Blocking.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn release(file: &File) -> io::Result<()> {
+    // Truncated to what it has: no byte of it changes, which somebody may be reading.
+    file.set_len(file.metadata()?.len())
 }

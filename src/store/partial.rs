@@ -23,7 +23,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::ahead::Ahead;
+use super::ahead::{self, Ahead};
 use super::block::BlockWriter;
 use super::disk::{Disk, Place};
 use super::journal::{Checkpoint, Journal, MAX_RANGES};
@@ -519,9 +519,9 @@ impl Partial {
             // The last checkpoint stands, which claims less.
             tracing::warn!(digest = %self.digest, %error, "the end of a partial blob could not be kept");
         }
-        let (place, file, ahead) = (self.place, self.file, self.ahead);
+        let (place, file) = (self.place, self.file);
         let parked = blocking(move || {
-            ahead.release(&file)?;
+            ahead::release(&file)?;
             place.park(&file)
         });
         if let Err(error) = parked.await {

@@ -43,6 +43,16 @@ async fn digest_of(mut transfer: Transfer, first: Vec<u8>) -> (bool, String) {
     (transfer.complete(), sha256(&bytes))
 }
 
+/// An edge on a file system of twice the size of a blob, of which 5 MiB come before the gate opens.
+async fn halted(size: u64) -> (Origin, String, Edge, Gate) {
+    let origin = Origin::start().await;
+    let digest = origin.add_synthetic_blob("app", size, SEED);
+    let gate = Gate::new();
+    origin.fault(Fault::on("GET", &digest).times(1).gate_at(5 * MIB, &gate));
+    let edge = on(&origin, &format!("size={}", 2 * size)).start().await;
+    (origin, digest, edge, gate)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fills_up_on_the_way_is_noticed_by_nobody() {
     // More than what the file system sets aside for it at once.
@@ -50,11 +60,7 @@ async fn a_disk_that_fills_up_on_the_way_is_noticed_by_nobody() {
     if !has_namespaces() {
         return;
     }
-    let origin = Origin::start().await;
-    let digest = origin.add_synthetic_blob("app", SIZE, SEED);
-    let gate = Gate::new();
-    origin.fault(Fault::on("GET", &digest).times(1).gate_at(5 * MIB, &gate));
-    let edge = on(&origin, "size=80m").start().await;
+    let (origin, digest, edge, gate) = halted(SIZE).await;
     let path = blob("app", &digest);
     let mut quick = http::open(edge.addr(), &path, &[]).await;
     let mut slow = http::open(edge.addr(), &path, &[]).await;
@@ -87,15 +93,10 @@ async fn a_disk_that_fills_up_on_the_way_is_noticed_by_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fill_has_its_space_although_others_fill_the_disk() {
-    const SIZE: u64 = 20 * MIB;
     if !has_namespaces() {
         return;
     }
-    let origin = Origin::start().await;
-    let digest = origin.add_synthetic_blob("app", SIZE, SEED);
-    let gate = Gate::new();
-    origin.fault(Fault::on("GET", &digest).times(1).gate_at(5 * MIB, &gate));
-    let edge = on(&origin, "size=40m").start().await;
+    let (_origin, digest, edge, gate) = halted(20 * MIB).await;
     let mut client = http::open(edge.addr(), &blob("app", &digest), &[]).await;
     let first = client.read(len(4 * MIB)).await;
     edge.fill_disk();
