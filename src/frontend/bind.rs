@@ -26,7 +26,7 @@ const BACKLOG: i32 = 4096;
 
 /// What the kernel holds of an answer beyond what is on its way: a thousand slow readers would otherwise take 2 GiB, and
 /// with it the kernel's memory for TCP, which slows down everybody else. A fast reader of a file may have
-/// more (see [`file_writer`](super::file_writer)).
+/// more (see [`appetite`](super::appetite)).
 pub(super) const UNSENT: u32 = 256 << 10;
 
 /// A client that vanished without a word is noticed after about two minutes, also while nothing is sent.

@@ -7,14 +7,13 @@ use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::bind::UNSENT;
+use super::appetite::Appetite;
 use super::outbox::Outbox;
 use super::paced::Paced;
 use crate::store::FileSlice;
@@ -22,10 +21,6 @@ use crate::store::FileSlice;
 /// So much is sent at a stretch before others get their turn: tokio's budget counts polls, not bytes, and a fast client
 /// of a hot file never makes us wait.
 const STRETCH: u64 = 4 << 20;
-
-/// The most that the kernel holds for a fast client beyond what is on its way, so that each time there is room again, there
-/// is much. Beside 256 KiB, hits of 64 MiB take 0.92 of the machine's CPU with 1 MiB and 0.88 with 2 MiB (64 connections).
-const MOST_UNSENT: u32 = 4 << 20;
 
 /// A socket that takes files.
 pub(super) trait FileSocket: AsyncRead + AsyncWrite + Unpin {
@@ -58,61 +53,6 @@ pub(super) struct FileWriter<S> {
     /// (bbr) more of the machine. Only bbr on loopback, whose packets take 64 KiB, does better without.
     is_corked: bool,
     appetite: Appetite,
-}
-
-/// How fast a client takes what is sent, and so how much the kernel may hold for it beyond what is on its way.
-struct Appetite {
-    allowed: u32,
-    /// How much it has taken since when.
-    taken: u64,
-    since: Instant,
-}
-
-impl Appetite {
-    /// What the kernel may hold is what the client takes in so much time. All clients together then hold what the machine
-    /// sends in that time, and [`UNSENT`] for each.
-    const AHEAD: Duration = Duration::from_millis(16);
-
-    /// A part begins with no more, whatever the one before has shown: many are too short to show that it is too much.
-    const AT_FIRST: u32 = 1 << 20;
-
-    fn new(now: Instant) -> Self {
-        Self { allowed: UNSENT, taken: 0, since: now }
-    }
-
-    /// Begins a part, and tells what the kernel may hold where that has changed. What was waited for before was not the
-    /// client.
-    fn begin(&mut self, now: Instant) -> Option<u32> {
-        (self.taken, self.since) = (0, now);
-        let is_much = self.allowed > Self::AT_FIRST;
-        self.allowed = self.allowed.min(Self::AT_FIRST);
-        is_much.then_some(self.allowed)
-    }
-
-    /// How much it takes to tell: several times what the kernel takes at once, which says nothing of the client.
-    fn portion(&self) -> u64 {
-        u64::from(self.allowed) * 4
-    }
-
-    /// Notes that so many bytes were taken, and tells what the kernel may hold where that has changed: twice as much or
-    /// half. The clock is looked at only once for every portion.
-    fn takes(&mut self, bytes: u64, now: impl FnOnce() -> Instant) -> Option<u32> {
-        self.taken += bytes;
-        if self.taken < self.portion() {
-            return None;
-        }
-        let now = now();
-        let took = now.duration_since(self.since);
-        let (is_faster, is_slower) = (took < Self::AHEAD * 2, took > Self::AHEAD * 6);
-        (self.taken, self.since) = (0, now);
-        let before = self.allowed;
-        if is_faster {
-            self.allowed = (self.allowed * 2).min(MOST_UNSENT);
-        } else if is_slower {
-            self.allowed = (self.allowed / 2).max(UNSENT);
-        }
-        (self.allowed != before).then_some(self.allowed)
-    }
 }
 
 impl<S: FileSocket> FileWriter<S> {
@@ -316,8 +256,9 @@ mod tests {
     use super::*;
     use std::convert::Infallible;
     use std::future::poll_fn;
+    use std::time::Duration;
 
-    use bytes::Bytes;
+    use bytes::{Buf as _, Bytes};
     use hyper::Response;
     use hyper::header::{CONTENT_LENGTH, HeaderValue};
     use hyper::service::service_fn;
@@ -326,6 +267,8 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+    use crate::frontend::appetite::MOST_UNSENT;
+    use crate::frontend::bind::UNSENT;
     use crate::frontend::body::{Http1Body, ResponseBody};
     use crate::frontend::outbox::Decoy;
     use crate::frontend::requests::Requests;
@@ -454,45 +397,63 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_the_kernel_holds_follows_the_speed_of_the_client() {
-        let start = Instant::now();
-        let mut appetite = Appetite::new(start);
-        let (mut at, mut allowed) = (start, UNSENT);
-        // Of bytes per second, for long enough to settle.
-        let mut held = |speed: u64| {
-            let pause = Duration::from_nanos((64 << 10) * 1_000_000_000 / speed);
-            for _ in 0..2000 {
-                at += pause;
-                allowed = appetite.takes(64 << 10, || at).unwrap_or(allowed);
-            }
-            for _ in 0..2000 {
-                at += pause;
-                let next = appetite.takes(64 << 10, || at);
-                assert_eq!(next, None, "it has settled");
-            }
-            allowed
-        };
-        assert_eq!(held(64 << 10), UNSENT);
-        assert_eq!(held(100 << 20), 1 << 20);
-        assert_eq!(held(10 << 30), MOST_UNSENT);
-        assert_eq!(held(100 << 20), 2 << 20);
-        assert_eq!(held(30 << 20), 512 << 10);
-        assert_eq!(held(64 << 10), UNSENT);
+    /// A socket that is never full.
+    struct Bottomless;
+
+    impl AsyncRead for Bottomless {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
     }
 
-    #[test]
-    fn a_wait_for_something_else_is_not_the_clients() {
-        let start = Instant::now();
-        let mut appetite = Appetite::new(start);
-        let portion = appetite.portion();
-        assert_eq!(appetite.takes(portion, || start), Some(UNSENT * 2));
-        let later = start + Duration::from_mins(1);
-        assert_eq!(appetite.begin(later), None);
-        assert_eq!(appetite.takes(portion * 2, || later), Some(UNSENT * 4));
-        assert_eq!(appetite.takes(portion * 4, || later), Some(UNSENT * 8));
-        assert_eq!(appetite.begin(later), Some(UNSENT * 4), "every part has to show it again");
-        assert_eq!(appetite.takes(portion * 4, || start + Duration::from_mins(2)), Some(UNSENT * 2));
+    impl AsyncWrite for Bottomless {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl FileSocket for Bottomless {
+        fn poll_send(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &FileSlice,
+            bytes: Range<u64>,
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(usize::try_from(bytes.end - bytes.start).unwrap()))
+        }
+
+        fn cork(&self, _: bool) {}
+
+        fn allow_unsent(&self, _: u32) {}
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_never_full_lets_others_have_their_turn() {
+        let fixture = fixture().await;
+        let outbox = Arc::new(Outbox::new(Decoy::new()));
+        let paced = Paced::new(Bottomless, Bytes::new(), Duration::from_secs(20));
+        let mut writer = FileWriter::new(paced, Arc::clone(&outbox));
+        let parts: Vec<_> = (0..20).map(|_| outbox.show(fixture.blob.slice(0, SIZE as u64))).collect();
+        let mut numbers = parts.iter().map(|part| outbox.decoy().part_of(part.chunk()).unwrap());
+        for _ in 0..3 {
+            let stretch = poll_fn(|cx| {
+                let sends = numbers.by_ref().map(|number| writer.poll_send(cx, number));
+                let sent = sends.map_while(|sent| match sent {
+                    Poll::Ready(sent) => Some(sent.unwrap() as u64),
+                    Poll::Pending => None,
+                });
+                Poll::Ready(sent.sum::<u64>())
+            });
+            assert_eq!(stretch.await, STRETCH);
+        }
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 mod access_log;
 mod accounts;
 mod address;
+mod appetite;
 mod bind;
 mod body;
 mod client;
