@@ -9,6 +9,7 @@ pub mod telemetry;
 pub mod routing;
 pub mod upstream;
 pub mod store;
+pub mod auth;
 pub mod pull;
 pub mod frontend;
 pub mod config;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::sync::Notify;
 
+use crate::auth::{self, Auth};
 use crate::config::Config;
 use crate::frontend::{self, Endpoint, Listeners, PassedSockets, Service};
 use crate::pull::{self, Puller};
@@ -70,10 +71,20 @@ impl App {
         for warning in &config.routing.warnings {
             tracing::warn!("{warning}");
         }
+        let has_callers = config.routing.has_callers();
         let routes = Routes::new(config.routing);
         let client_metrics =
             upstream::Metrics::register(metrics.registry()).context("registering metrics")?;
         let client = upstream::Client::new(config.fetch, &routes, Arc::clone(&clock), client_metrics)?;
+        let auth = if has_callers {
+            let (client, store, clock) = (client.clone(), store.clone(), Arc::clone(&clock));
+            let (tasks, metrics) = (tasks.clone(), auth::Metrics::register(&metrics));
+            let open =
+                move || Auth::of_callers(config.auth, &config.state, client, &store, clock, &tasks, metrics);
+            tokio::task::spawn_blocking(open).await??
+        } else {
+            Auth::open_to_all()
+        };
         let puller = Puller::new(
             store.clone(),
             client,
@@ -84,7 +95,7 @@ impl App {
             pull::Metrics::register(&metrics),
         );
         let accounts = frontend::Accounts::register(&metrics, log.access().clone());
-        let service = Arc::new(Service::new(routes, puller, &tasks, metrics.clone(), accounts));
+        let service = Arc::new(Service::new(routes, auth, puller, &tasks, metrics.clone(), accounts));
         let endpoints = listeners.endpoints();
         let reload = Arc::new(Notify::new());
         listeners.serve(&service, &tasks, &reload);

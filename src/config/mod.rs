@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::auth::AuthConfig;
 use crate::frontend::{FrontendConfig, ListenAddress};
 use crate::pull::{FillConfig, TagConfig};
 use crate::routing::RoutingConfig;
@@ -39,6 +40,10 @@ pub struct Config {
     pub fill: FillConfig,
     /// `[[listen]]`, `[limits]` and `[metrics]`.
     pub frontend: FrontendConfig,
+    /// `[auth]`.
+    pub auth: AuthConfig,
+    /// `state.directory`: where what no other machine could make anew is kept, such as secrets.
+    pub state: PathBuf,
     /// `auth.anonymous`: whether whoever reaches a listener may pull what the upstream credentials may.
     pub anonymous: bool,
 }
@@ -79,7 +84,7 @@ impl Config {
         let source = file.as_deref().map(|path| (path, text.as_str()));
         let settings = Settings::new(source, environment.clone(), overrides);
         settings.allow_variable(CONFIG_VARIABLE);
-        let mut config = Self::read(&settings.root(), file.clone(), cache_directory(environment));
+        let mut config = Self::read(&settings.root(), file.clone(), environment);
         config.fetch.proxy.inherit(environment, &settings.root().section("fetch"));
         settings.finish()?;
         Ok(config)
@@ -92,15 +97,18 @@ impl Config {
         warnings
     }
 
-    fn read(root: &Section<'_>, file: Option<PathBuf>, cache_directory: PathBuf) -> Self {
+    fn read(root: &Section<'_>, file: Option<PathBuf>, environment: &BTreeMap<String, String>) -> Self {
         let auth = root.section("auth");
+        let tags = TagConfig::read(&root.section("tags"));
         let config = Self {
             file,
             log: LogConfig::read(&root.section("log")),
-            store: StoreConfig::read(&root.section("store"), cache_directory),
+            store: StoreConfig::read(&root.section("store"), CACHE.of(environment)),
+            state: root.section("state").optional("directory").unwrap_or_else(|| STATE.of(environment)),
+            auth: AuthConfig::read(&auth, tags.revalidate_timeout),
             routing: RoutingConfig::read(root),
             fetch: FetchConfig::read(&root.section("fetch")),
-            tags: TagConfig::read(&root.section("tags")),
+            tags,
             fill: FillConfig::read(&root.section("fill")),
             frontend: FrontendConfig::read(root),
             anonymous: auth.read("anonymous", false),
@@ -115,14 +123,15 @@ impl Config {
     /// they are, gives everybody what that credential may pull. Says so if one of these listeners is such a one; where
     /// systemd's sockets are is known only at the start.
     pub fn check_exposure(&self, exposed: &[ListenAddress]) -> Option<String> {
-        if self.anonymous || exposed.is_empty() || !self.routing.has_credentials() {
+        if self.anonymous || exposed.is_empty() || !self.routing.shares_rights() {
             return None;
         }
         let addresses = exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         Some(format!(
             "everybody who reaches {addresses} could pull what the upstream credentials may pull. \
              Listen on a loopback address or a Unix socket only, or require client certificates there, \
-             or remove the credentials, or set auth.anonymous = true to allow it"
+             or remove the credentials, or let every caller prove his own rights there (access = \"caller\"), or set \
+             auth.anonymous = true to allow it"
         ))
     }
 }
@@ -132,16 +141,39 @@ fn file_of(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
     named.or_else(|| Some(PathBuf::from(SYSTEM_FILE)).filter(|path| path.exists()))
 }
 
-/// systemd's cache directory, the user's, or the system's.
-fn cache_directory(environment: &BTreeMap<String, String>) -> PathBuf {
-    let directory = |variable: &str| {
-        let path = environment.get(variable).map(PathBuf::from)?;
-        path.is_absolute().then_some(path)
-    };
-    directory("CACHE_DIRECTORY")
-        .or_else(|| Some(directory("XDG_CACHE_HOME")?.join("clawhub-edge")))
-        .or_else(|| Some(directory("HOME")?.join(".cache/clawhub-edge")))
-        .unwrap_or_else(|| PathBuf::from("/var/cache/clawhub-edge"))
+/// A directory of one purpose: systemd's, the user's, or the system's.
+struct DefaultDirectory {
+    of_systemd: &'static str,
+    of_users: &'static str,
+    at_home: &'static str,
+    of_system: &'static str,
+}
+
+const CACHE: DefaultDirectory = DefaultDirectory {
+    of_systemd: "CACHE_DIRECTORY",
+    of_users: "XDG_CACHE_HOME",
+    at_home: ".cache/clawhub-edge",
+    of_system: "/var/cache/clawhub-edge",
+};
+
+const STATE: DefaultDirectory = DefaultDirectory {
+    of_systemd: "STATE_DIRECTORY",
+    of_users: "XDG_STATE_HOME",
+    at_home: ".local/state/clawhub-edge",
+    of_system: "/var/lib/clawhub-edge",
+};
+
+impl DefaultDirectory {
+    fn of(&self, environment: &BTreeMap<String, String>) -> PathBuf {
+        let directory = |variable: &str| {
+            let path = environment.get(variable).map(PathBuf::from)?;
+            path.is_absolute().then_some(path)
+        };
+        directory(self.of_systemd)
+            .or_else(|| Some(directory(self.of_users)?.join("clawhub-edge")))
+            .or_else(|| Some(directory("HOME")?.join(self.at_home)))
+            .unwrap_or_else(|| PathBuf::from(self.of_system))
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,15 @@ use super::*;
 /// The example configuration, which documents every option.
 const EXAMPLE: &str = include_str!("../../config/clawhub-edge.toml");
 
+/// Where a test's configuration keeps things.
+fn environment() -> BTreeMap<String, String> {
+    let pairs = [("CACHE_DIRECTORY", "/cache"), ("STATE_DIRECTORY", "/state")];
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
 fn load(text: &str) -> Result<Config, Mistakes> {
     let settings = Settings::new(Some((Path::new("edge.toml"), text)), [], Overrides::new());
-    let config = Config::read(&settings.root(), None, PathBuf::from("/cache"));
+    let config = Config::read(&settings.root(), None, &environment());
     settings.finish().map(|()| config)
 }
 
@@ -14,12 +20,13 @@ fn no_configuration_at_all_is_a_good_one() {
     let config = load("").unwrap();
     assert_eq!(config.frontend.listen[0].address.to_string(), "127.0.0.1:5050");
     assert_eq!(config.store.disks[0].directory, Path::new("/cache"));
+    assert_eq!(config.state, Path::new("/state"));
 }
 
 #[test]
 fn the_example_states_every_option_with_its_default() {
     let settings = Settings::new(Some((Path::new("clawhub-edge.toml"), EXAMPLE)), [], Overrides::new());
-    Config::read(&settings.root(), None, PathBuf::from("/cache"));
+    Config::read(&settings.root(), None, &environment());
     let defaults = settings.defaults();
     settings.finish().unwrap();
     let documented = documented();
@@ -51,25 +58,28 @@ fn documented() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn a_credential_behind_an_open_listener_refuses_to_start_and_says_the_three_ways_out() {
+fn a_credential_behind_an_open_listener_refuses_to_start_and_says_the_ways_out() {
     let credential = "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword = \"p\"\n";
     let open = "[[listen]]\naddress = \"0.0.0.0:5050\"\n";
     let mistakes = load(&format!("{open}{credential}")).unwrap_err().to_string();
-    for way in ["loopback", "remove the credentials", "auth.anonymous = true"] {
+    for way in ["loopback", "remove the credentials", "access = \"caller\"", "auth.anonymous = true"] {
         assert!(mistakes.contains(way), "{way} is missing in {mistakes}");
     }
     load(credential).unwrap();
+    load(&format!("{open}{credential}access = \"caller\"\n")).unwrap();
     load(open).unwrap();
     load(&format!("{open}{credential}[auth]\nanonymous = true\n")).unwrap();
 }
 
 #[test]
-fn the_cache_goes_where_the_environment_says() {
-    let directory = |pairs: &[(&str, &str)]| {
-        cache_directory(
-            &pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-        )
+fn cache_and_state_go_where_the_environment_says() {
+    let of = |default: &DefaultDirectory, pairs: &[(&str, &str)]| {
+        default.of(&pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
     };
+    assert_eq!(of(&STATE, &[("HOME", "/h")]), Path::new("/h/.local/state/clawhub-edge"));
+    assert_eq!(of(&STATE, &[("HOME", "/h"), ("STATE_DIRECTORY", "/s")]), Path::new("/s"));
+    assert_eq!(of(&STATE, &[]), Path::new("/var/lib/clawhub-edge"));
+    let directory = |pairs: &[(&str, &str)]| of(&CACHE, pairs);
     assert_eq!(directory(&[("HOME", "/h")]), Path::new("/h/.cache/clawhub-edge"));
     assert_eq!(directory(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/clawhub-edge"));
     assert_eq!(directory(&[("HOME", "/h"), ("CACHE_DIRECTORY", "/c")]), Path::new("/c"));

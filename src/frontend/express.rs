@@ -272,6 +272,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
+    use crate::auth::Auth;
     use crate::frontend::Accounts;
     use crate::frontend::client::Source;
     use crate::oci::{Algorithm, Digest, Reference};
@@ -312,6 +313,8 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, MANIFEST);
         store.put(digest.verify(Bytes::from_static(MANIFEST)).unwrap(), Duration::ZERO).await.unwrap();
         let route = routes.find(None, None, &"library/app".parse().unwrap()).unwrap();
+        let auth = Auth::open_to_all();
+        let admitted = auth.admit_at_once(route.clone()).unwrap();
         for scope in [Scope::Repository(&route.repository), Scope::Upstream] {
             store.metadata().set_visible(route.upstream.name.as_str(), scope, &digest, clock.now());
         }
@@ -324,10 +327,10 @@ mod tests {
             &tasks,
             pull::Metrics::register(&metrics),
         );
-        puller.manifest(&route, &Reference::Digest(digest), Want::Body).await.unwrap();
+        puller.manifest(&admitted, &Reference::Digest(digest), Want::Body).await.unwrap();
         let log = LogConfig { format: LogFormat::Text, level: "off".to_owned() }.start();
         let accounts = Accounts::register(&metrics, log.access().clone());
-        (Arc::new(Service::new(routes, puller, &tasks, metrics, accounts)), digest)
+        (Arc::new(Service::new(routes, auth, puller, &tasks, metrics, accounts)), digest)
     }
 
     async fn fixture() -> Fixture {

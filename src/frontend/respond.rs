@@ -9,10 +9,11 @@ use std::time::Duration;
 use arrayvec::ArrayString;
 use hyper::StatusCode;
 
-use crate::oci::{ErrorCode, RequestError, concat};
+use crate::auth::Denial;
+use crate::oci::{Challenge, ErrorCode, RequestError, Scheme, concat};
 use crate::pull::{self, Freshness, Served};
-use crate::routing::RoutingError;
-use crate::upstream;
+use crate::routing::{RoutingError, UpstreamName};
+use crate::upstream::{self, Whose};
 
 /// The name of this cache in `Cache-Status`.
 const CACHE_NAME: &str = "clawhub-edge";
@@ -26,16 +27,46 @@ pub(super) struct Refusal {
     pub(super) code: ErrorCode,
     pub(super) message: String,
     pub(super) retry_after: Option<Duration>,
+    /// How a client says who it is.
+    pub(super) challenge: Option<Challenge>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None }
+        Self { status, code, message: message.into(), retry_after: None, challenge: None }
     }
 
     fn retry(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
+    }
+
+    /// Whoever does not say who he is, or is not believed; `realm` tells him where the login is for.
+    pub(super) fn unauthenticated(realm: &str) -> Self {
+        let message = format!("{realm} wants a login, or another one");
+        let challenge = Challenge::new(Scheme::Basic).with("realm", realm);
+        let refusal = Self::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
+        Self { challenge: Some(challenge), ..refusal }
+    }
+
+    /// Whoever may not pull from an upstream that judges its callers.
+    pub(super) fn of_denial(denial: &Denial, upstream: &UpstreamName) -> Self {
+        match denial {
+            Denial::Unusable | Denial::Unauthenticated => Self::unauthenticated(upstream.as_str()),
+            Denial::Forbidden => Self::forbidden(upstream),
+            Denial::Unknown(code) => {
+                Self::new(StatusCode::NOT_FOUND, *code, format!("{upstream} does not have it"))
+            }
+            Denial::Unavailable(error) => Self::from(&**error),
+            Denial::Internal => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "an internal error")
+            }
+        }
+    }
+
+    fn forbidden(upstream: &UpstreamName) -> Self {
+        let message = format!("{upstream} does not give this to the caller");
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
     }
 
     /// A write, or any other method that a pull-only registry has no answer to.
@@ -149,11 +180,13 @@ impl From<&upstream::Error> for Refusal {
             E::NotFound { code, .. } => {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{name} does not have it"))
             }
-            E::Unauthorized { has_credential: true, .. } | E::Forbidden { has_credential: true, .. } => {
+            E::Unauthorized { whose: Whose::Caller, .. } => Self::unauthenticated(name.as_str()),
+            E::Forbidden { whose: Whose::Caller, .. } => Self::forbidden(name),
+            E::Unauthorized { whose: Whose::Edge, .. } | E::Forbidden { whose: Whose::Edge, .. } => {
                 bad_gateway(format!("{name} refuses this edge's credential"))
             }
             // Registries say the same of what is private and of what does not exist.
-            E::Unauthorized { has_credential: false, .. } | E::Forbidden { has_credential: false, .. } => {
+            E::Unauthorized { whose: Whose::Nobody, .. } | E::Forbidden { whose: Whose::Nobody, .. } => {
                 Self::new(
                     StatusCode::FORBIDDEN,
                     ErrorCode::Denied,

@@ -18,12 +18,13 @@ use super::headers::{Headers, OCI_FILTERS_APPLIED, OCI_NAMESPACE, REQUEST_ID, Wi
 use super::multipart::Multipart;
 use super::referrers;
 use super::respond::Refusal;
+use crate::auth::{Admitted, Auth, Denial, Wanted};
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
     RequestError, Resolved, Target, Via, media_type, next_page_link,
 };
 use crate::pull::{self, BlobAnswer, Freshness, Puller, Reader, Want};
-use crate::routing::{Route, Routes};
+use crate::routing::{Route, Routes, UpstreamName};
 use crate::runtime::Tasks;
 use crate::telemetry;
 use crate::upstream;
@@ -36,6 +37,9 @@ const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.
 
 /// Headers of an answer, those of `finish` included.
 const USUAL_HEADERS: usize = 10;
+
+/// Whom the challenge at the base of the API asks for.
+const CHALLENGE_REALM: &str = "clawhub-edge";
 
 /// A request id that a client may choose: longer ones are replaced.
 const MAX_REQUEST_ID: usize = 128;
@@ -55,6 +59,7 @@ pub(super) enum Facet {
 #[derive(Debug)]
 pub struct Service {
     routes: Routes,
+    auth: Auth,
     puller: Puller,
     tasks: Tasks,
     exposition: telemetry::Metrics,
@@ -125,6 +130,10 @@ impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
         let document = ErrorDocument::single(refusal.code, refusal.message).to_json();
         let answer = Self::text(refusal.status, JSON, document);
+        let answer = match refusal.challenge {
+            Some(challenge) => answer.header(header::WWW_AUTHENTICATE, challenge.to_string()),
+            None => answer,
+        };
         match refusal.retry_after {
             Some(after) => answer.header(header::RETRY_AFTER, after.as_secs().max(1)),
             None => answer,
@@ -133,15 +142,16 @@ impl From<Refusal> for Answer {
 }
 
 impl Service {
-    /// A service over the routes and the puller; `exposition` is what `/metrics` shows.
+    /// A service over the routes, who may use them, and the puller; `exposition` is what `/metrics` shows.
     pub fn new(
         routes: Routes,
+        auth: Auth,
         puller: Puller,
         tasks: &Tasks,
         exposition: telemetry::Metrics,
         accounts: Accounts,
     ) -> Self {
-        Self { routes, puller, tasks: tasks.clone(), exposition, accounts: Arc::new(accounts) }
+        Self { routes, auth, puller, tasks: tasks.clone(), exposition, accounts: Arc::new(accounts) }
     }
 
     pub(super) fn accounts(&self) -> &Arc<Accounts> {
@@ -176,7 +186,8 @@ impl Service {
         let request = ApiRequest::parse(asked.path, asked.query).ok()?;
         let Target::Manifest { repository, reference } = &request.target else { return None };
         let route = self.routes.find(request.ns.as_deref(), Some(asked.host), repository).ok()?;
-        let manifest = self.puller.hot_manifest(&route, reference)?;
+        let admitted = self.auth.admit_at_once(route)?;
+        let manifest = self.puller.hot_manifest(&admitted, reference)?;
         let id = RequestId::random();
         wire.manifest(&manifest);
         if let Some(ns) = &request.ns {
@@ -274,43 +285,57 @@ impl Service {
 
     async fn target_answer(&self, parts: &Parts, request: &ApiRequest, via: Via) -> Result<Answer, Refusal> {
         let ns = request.ns.as_deref();
+        let admit = async |repository, wanted| {
+            let route =
+                self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
+            let upstream = Arc::clone(&route.upstream);
+            let admitted = self.auth.admit(Route { via: via.clone(), ..route }, &parts.headers, wanted).await;
+            admitted.map_err(|denial| deny(&denial, &upstream.name))
+        };
         // hyper moves the future of every request, so all but that of a hot manifest are boxed.
         match &request.target {
-            Target::Base => Ok(Answer::text(StatusCode::OK, JSON, "{}")),
+            Target::Base => self.base(parts),
             Target::Manifest { repository, reference } => {
-                self.manifest(parts, &self.route(parts, ns, repository, via)?, reference).await
+                let admitted = admit(repository, Wanted::Manifest(reference)).await?;
+                self.manifest(parts, &admitted, reference).await
             }
             Target::Blob { repository, digest } => {
-                Box::pin(self.blob(parts, &self.route(parts, ns, repository, via)?, digest)).await
+                let admitted = admit(repository, Wanted::Blob(digest)).await?;
+                Box::pin(self.blob(parts, &admitted, digest)).await
             }
             Target::Tags { repository, page } => {
-                Box::pin(self.tags(&self.route(parts, ns, repository, via)?, repository, page, ns)).await
+                let admitted = admit(repository, Wanted::Tags).await?;
+                Box::pin(self.tags(&admitted, repository, page, ns)).await
             }
-            Target::Referrers { repository, .. } => {
-                Box::pin(self.referrers(&self.route(parts, ns, repository, via)?, &request.target, ns)).await
+            Target::Referrers { repository, digest, .. } => {
+                let admitted = admit(repository, Wanted::Referrers(digest)).await?;
+                Box::pin(self.referrers(&admitted, digest, &request.target, ns)).await
             }
             Target::Catalog { page } => Box::pin(self.catalog(parts, page, ns, &via)).await,
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
         }
     }
 
-    fn route(
-        &self,
-        parts: &Parts,
-        ns: Option<&str>,
-        repository: &Repository,
-        via: Via,
-    ) -> Result<Route, Refusal> {
-        let route = self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
-        Ok(Route { via, ..route })
+    /// Where some callers have to say who they are, everybody is told so here: Podman, CRI-O and Docker learn it nowhere
+    /// else.
+    fn base(&self, parts: &Parts) -> Result<Answer, Refusal> {
+        if self.auth.asks_callers() && !parts.headers.contains_key(header::AUTHORIZATION) {
+            return Err(Refusal::unauthenticated(CHALLENGE_REALM));
+        }
+        Ok(Answer::text(StatusCode::OK, JSON, "{}"))
     }
 
-    async fn manifest(&self, parts: &Parts, route: &Route, reference: &Reference) -> Result<Answer, Refusal> {
+    async fn manifest(
+        &self,
+        parts: &Parts,
+        admitted: &Admitted,
+        reference: &Reference,
+    ) -> Result<Answer, Refusal> {
         let want = if parts.method == Method::HEAD { Want::Head } else { Want::Body };
-        let mut manifest = match self.puller.hot_manifest(route, reference) {
+        let mut manifest = match self.puller.hot_manifest(admitted, reference) {
             Some(manifest) => manifest,
             None => {
-                let asked = Box::pin(self.puller.manifest(route, reference, want)).await;
+                let asked = Box::pin(self.puller.manifest(admitted, reference, want)).await;
                 asked.map_err(|error| refuse(&error))?
             }
         };
@@ -324,9 +349,9 @@ impl Service {
         Ok(answer.length(manifest.size).freshness(&manifest.freshness))
     }
 
-    async fn blob(&self, parts: &Parts, route: &Route, digest: &Digest) -> Result<Answer, Refusal> {
+    async fn blob(&self, parts: &Parts, admitted: &Admitted, digest: &Digest) -> Result<Answer, Refusal> {
         if parts.method == Method::HEAD || parts.headers.contains_key(header::IF_NONE_MATCH) {
-            let head = self.puller.head_blob(route, digest).await.map_err(|error| refuse(&error))?;
+            let head = self.puller.head_blob(admitted, digest).await.map_err(|error| refuse(&error))?;
             if matches_etag(parts, digest) {
                 return Ok(not_modified(digest, &head.freshness));
             }
@@ -336,7 +361,7 @@ impl Service {
             }
         }
         let range = requested_range(parts, digest);
-        let blob = self.puller.blob(route, digest, range.as_ref()).await;
+        let blob = self.puller.blob(admitted, digest, range.as_ref()).await;
         let mut blob = blob.map_err(|error| refuse(&error))?;
         let freshness = blob.freshness;
         if parts.version < Version::HTTP_11 {
@@ -363,12 +388,12 @@ impl Service {
 
     async fn tags(
         &self,
-        route: &Route,
+        admitted: &Admitted,
         repository: &Repository,
         page: &Page,
         ns: Option<&str>,
     ) -> Result<Answer, Refusal> {
-        let list = self.puller.tags(route, page).await.map_err(|error| refuse(&error))?;
+        let list = self.puller.tags(admitted, page).await.map_err(|error| refuse(&error))?;
         // The client's own name of the repository: it may carry the upstream's as a prefix.
         let document = serde_json::json!({ "name": repository.as_str(), "tags": list.entries }).to_string();
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
@@ -390,7 +415,9 @@ impl Service {
         via: &Via,
     ) -> Result<Answer, Refusal> {
         let upstream = self.routes.upstream(ns, host(parts)).map_err(|error| Refusal::from(&error))?;
-        let list = self.puller.catalog(upstream, via, page).await;
+        let caller = self.auth.caller(upstream, &parts.headers);
+        let caller = caller.map_err(|denial| deny(&denial, &upstream.name))?;
+        let list = self.puller.catalog(upstream, caller.as_ref(), via, page).await;
         let list = list
             .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
         let document = serde_json::json!({ "repositories": list.entries }).to_string();
@@ -401,11 +428,17 @@ impl Service {
         })
     }
 
-    async fn referrers(&self, route: &Route, target: &Target, ns: Option<&str>) -> Result<Answer, Refusal> {
-        let Target::Referrers { digest, artifact_type, page, .. } = target else {
+    async fn referrers(
+        &self,
+        admitted: &Admitted,
+        digest: &Digest,
+        target: &Target,
+        ns: Option<&str>,
+    ) -> Result<Answer, Refusal> {
+        let Target::Referrers { artifact_type, page, .. } = target else {
             return Err(Refusal::from(&RequestError::NotFound));
         };
-        let found = self.puller.referrers(route, digest).await.map_err(|error| refuse(&error))?;
+        let found = self.puller.referrers(admitted, digest).await.map_err(|error| refuse(&error))?;
         let list = referrers::page(found.manifests(), artifact_type.as_deref(), page);
         let mut answer = Answer::text(StatusCode::OK, OCI_INDEX, list.document).freshness(&found.freshness);
         if artifact_type.is_some() {
@@ -454,6 +487,14 @@ fn refuse(error: &crate::pull::Error) -> Refusal {
         tracing::debug!(%error, status = refusal.status.as_u16(), "pull refused");
     }
     refusal
+}
+
+/// The refusal of somebody who is not admitted; the decision is in the log where it was made.
+fn deny(denial: &Denial, upstream: &UpstreamName) -> Refusal {
+    if let Denial::Unavailable(error) = denial {
+        tracing::warn!(%error, "whether a caller may pull cannot be asked");
+    }
+    Refusal::of_denial(denial, upstream)
 }
 
 fn blob_answer(status: StatusCode, length: Option<u64>, body: ResponseBody) -> Answer {

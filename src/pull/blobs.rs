@@ -9,6 +9,7 @@ use super::reader::{Reader, Source};
 use super::refetch::Errand;
 use super::window::CAPACITY;
 use super::{Error, Freshness, Puller, Served, fill};
+use crate::auth::Admitted;
 use crate::oci::{ByteRange, Digest, RangeRequest, Resolved};
 use crate::routing::Route;
 use crate::store::Content;
@@ -121,10 +122,11 @@ impl Puller {
     /// Why it cannot be had. Once this has succeeded, a failure breaks the reader.
     pub async fn blob(
         &self,
-        route: &Route,
+        admitted: &Admitted,
         digest: &Digest,
         range: Option<&RangeRequest>,
     ) -> Result<BlobAnswer, Error> {
+        let route = admitted.route();
         let answer = match self.stored_blob(route, digest, range).await? {
             Some(answer) => answer,
             None => self.flying_blob(route, digest, range).await?,
@@ -319,7 +321,8 @@ impl Puller {
     ///
     /// # Errors
     /// Why the upstream could not say.
-    pub async fn head_blob(&self, route: &Route, digest: &Digest) -> Result<BlobHead, Error> {
+    pub async fn head_blob(&self, admitted: &Admitted, digest: &Digest) -> Result<BlobHead, Error> {
+        let route = admitted.route();
         let answer = |size, served| BlobHead { size, freshness: Freshness::of(served) };
         let head = match self.store().size_of(digest).await {
             Some(size) if self.is_visible(route, digest).await => answer(Some(size), Served::Hit),

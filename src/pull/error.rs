@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::oci::{ErrorCode, ManifestError, Mismatch};
+use crate::upstream::Whose;
 use crate::{store, upstream};
 
 /// Why a pull could not be answered. Clones share the cause: one failed fetch has many waiters.
@@ -56,12 +57,18 @@ impl Error {
         match self {
             Self::Unknown(_) => false,
             Self::Upstream(error) => match **error {
-                upstream::Error::Unauthorized { has_credential, .. }
-                | upstream::Error::Forbidden { has_credential, .. } => has_credential,
+                upstream::Error::Unauthorized { whose, .. } | upstream::Error::Forbidden { whose, .. } => {
+                    whose == Whose::Edge
+                }
                 _ => true,
             },
             _ => true,
         }
+    }
+
+    /// Whether the upstream has refused the caller on whose behalf it was asked: another may still be given it.
+    pub fn is_of_caller(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.is_of_caller())
     }
 
     /// Whether the upstream's quota was the reason, by its word or by ours.

@@ -10,10 +10,11 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::{Error, Freshness, Puller, Served};
+use crate::auth::Admitted;
 use crate::oci::{Page, Via};
-use crate::routing::{Route, Upstream};
+use crate::routing::{Caller, Upstream};
 use crate::store::ListRecord;
-use crate::upstream;
+use crate::upstream::{self, Purpose};
 
 /// One page of a list.
 #[derive(Debug, Clone)]
@@ -34,42 +35,55 @@ impl Puller {
     ///
     /// # Errors
     /// The upstream's, where nothing was kept.
-    pub async fn tags(&self, route: &Route, page: &Page) -> Result<ListAnswer, Error> {
+    pub async fn tags(&self, admitted: &Admitted, page: &Page) -> Result<ListAnswer, Error> {
+        let route = admitted.route();
         let name = format!("{}/tags?{}", route.repository, page.to_query());
         let (client, asked, page) = (self.client().clone(), route.clone(), page.clone());
-        let fetch = async move { client.tags(&asked, &page).await.map(|list| (list.tags, list.next)) };
-        self.list("tags", &route.upstream, name, fetch.boxed()).await
+        let fetch =
+            async move { client.tags(&asked, &page, Purpose::Pull).await.map(|list| (list.tags, list.next)) };
+        let caller = route.caller.as_ref();
+        self.list("tags", &route.upstream, caller, name, fetch.boxed()).await
     }
 
-    /// One page of the repositories of an upstream.
+    /// One page of the repositories of an upstream. Where it judges its callers, what it shows to one is his alone, and not
+    /// kept.
     ///
     /// # Errors
     /// The upstream's, where nothing was kept.
     pub async fn catalog(
         &self,
         upstream: &Arc<Upstream>,
+        caller: Option<&Caller>,
         via: &Via,
         page: &Page,
     ) -> Result<ListAnswer, Error> {
+        if let Some(caller) = caller {
+            let list = self.client().catalog(upstream, via, Some(caller), page).await?;
+            self.metrics().count_answer("catalog", Served::Forwarded);
+            let freshness = Freshness::of(Served::Forwarded);
+            return Ok(ListAnswer { entries: list.repositories, next: list.next, freshness });
+        }
         let name = format!("_catalog?{}", page.to_query());
         let (client, asked, via, page) =
             (self.client().clone(), Arc::clone(upstream), via.clone(), page.clone());
         let fetch = async move {
-            client.catalog(&asked, &via, &page).await.map(|list| (list.repositories, list.next))
+            client.catalog(&asked, &via, None, &page).await.map(|list| (list.repositories, list.next))
         };
-        self.list("catalog", upstream, name, fetch.boxed()).await
+        self.list("catalog", upstream, None, name, fetch.boxed()).await
     }
 
-    /// The page `name` of an upstream, by `fetch` or as it was last given.
+    /// The page `name` of an upstream, by `fetch` on behalf of `caller`, or as it was last given.
     async fn list(
         &self,
         kind: &str,
         upstream: &Arc<Upstream>,
+        caller: Option<&Caller>,
         name: String,
         fetch: BoxFuture<'static, Result<Fetched, upstream::Error>>,
     ) -> Result<ListAnswer, Error> {
         let kept = self.store().metadata().list(upstream.name.as_str(), &name).await;
-        let key = format!("{}\0{name}", upstream.name);
+        let caller = caller.map(|caller| caller.id().0);
+        let key = format!("{}\0{name}\0{caller:?}", upstream.name);
         let (puller, of) = (self.clone(), Arc::clone(upstream));
         let (fetched, joined) = self.0.list_fetches.run(key, || async move {
             let fetched_at = puller.0.clock.now();

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Error, Freshness, Puller, Served, ask_once, key};
+use crate::auth::Admitted;
 use crate::oci::{Algorithm, Digest, ErrorCode, MAX_MANIFEST_SIZE, Manifest, Reference};
 use crate::routing::Route;
 use crate::store::TagRecord;
@@ -59,7 +60,8 @@ impl StoredManifest {
 impl Puller {
     /// The manifest of a tag or digest, if memory alone can answer: the tag is fresh, the right is proven, the bytes are
     /// hot. Waits for nothing and asks nobody.
-    pub fn hot_manifest(&self, route: &Route, reference: &Reference) -> Option<ManifestAnswer> {
+    pub fn hot_manifest(&self, admitted: &Admitted, reference: &Reference) -> Option<ManifestAnswer> {
+        let route = admitted.route();
         let (digest, freshness) = match reference {
             Reference::Digest(digest) => (*digest, Freshness::of(Served::Hit)),
             Reference::Tag(tag) => self.hot_tag(route, tag)?,
@@ -84,10 +86,11 @@ impl Puller {
     /// Why it cannot be had; nothing unverified is ever in an answer.
     pub async fn manifest(
         &self,
-        route: &Route,
+        admitted: &Admitted,
         reference: &Reference,
         want: Want,
     ) -> Result<ManifestAnswer, Error> {
+        let route = admitted.route();
         let answer = match reference {
             Reference::Digest(digest) => self.manifest_by_digest(route, digest, want).await,
             Reference::Tag(tag) => {
@@ -187,19 +190,24 @@ impl Puller {
     ) -> Result<ManifestAnswer, Error> {
         let key = key(route, reference);
         self.check_negative(&key)?;
-        let (puller, route, reference, negative) =
-            (self.clone(), route.clone(), reference.clone(), key.clone());
-        let (fetched, joined) = self.0.manifest_fetches.run(key, move || async move {
-            if let Some(landed) = puller.landed(&route, &reference).await? {
-                return Ok(Arc::new(landed));
+        loop {
+            let (puller, route, reference, negative) =
+                (self.clone(), route.clone(), reference.clone(), key.clone());
+            let (fetched, joined) = self.0.manifest_fetches.run(key.clone(), move || async move {
+                if let Some(landed) = puller.landed(&route, &reference).await? {
+                    return Ok(Arc::new(landed));
+                }
+                let outcome = puller.fetch_manifest_now(&route, &reference).await;
+                puller.note_negative(&negative, &outcome);
+                outcome
+            });
+            let served = if joined { Served::Collapsed } else { Served::Miss };
+            match fetched.await.unwrap_or(Err(Error::Internal)) {
+                // It was fetched on behalf of somebody who may not.
+                Err(error) if joined && error.is_of_caller() => {}
+                fetched => return Ok(fetched?.answer(Freshness::of(served))),
             }
-            let outcome = puller.fetch_manifest_now(&route, &reference).await;
-            puller.note_negative(&negative, &outcome);
-            outcome
-        });
-        let manifest = fetched.await.unwrap_or(Err(Error::Internal))?;
-        let served = if joined { Served::Collapsed } else { Served::Miss };
-        Ok(manifest.answer(Freshness::of(served)))
+        }
     }
 
     /// What another fetch has brought since the caller looked: whoever leaps after that fetch has

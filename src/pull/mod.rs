@@ -229,7 +229,7 @@ impl Puller {
 }
 
 /// The answer to a question, asked once for all who wonder. What was joined may have been asked in the
-/// background, which goes without first when a quota runs out; a pull then asks again.
+/// background, which goes without first when a quota runs out, or on behalf of somebody who may not; a pull then asks again.
 async fn ask_once<V, F>(
     questions: &Coalesce<String, Result<V, Error>>,
     key: &str,
@@ -244,9 +244,16 @@ where
         let (answer, joined) = questions.run(key.to_owned(), &ask);
         match answer.await.unwrap_or(Err(Error::Internal)) {
             Err(error) if joined && purpose == Purpose::Pull && error.is_rate_limit() => {}
+            Err(error) if joined && error.is_of_caller() => {}
             answer => return answer,
         }
     }
+}
+
+/// The key of a thing that is fetched on behalf of one caller alone.
+fn caller_key(route: &Route, thing: impl std::fmt::Display) -> String {
+    let caller = route.caller.as_ref().map(|caller| caller.id().0);
+    format!("{}\0{caller:?}", key(route, thing))
 }
 
 /// The key of a thing in a repository of an upstream. NUL is in none of the parts.

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::manifests::Want;
 use super::tags::{Verdict, judge};
-use super::{Error, Freshness, Puller, Served, key};
+use super::{Error, Freshness, Puller, Served, caller_key};
+use crate::auth::Admitted;
 use crate::oci::{Descriptor, Digest, Manifest, Tag};
 use crate::routing::Route;
 use crate::runtime::Timestamp;
@@ -47,7 +48,8 @@ impl Puller {
     ///
     /// # Errors
     /// The upstream's, where nothing was kept that may be used instead.
-    pub async fn referrers(&self, route: &Route, digest: &Digest) -> Result<ReferrersAnswer, Error> {
+    pub async fn referrers(&self, admitted: &Admitted, digest: &Digest) -> Result<ReferrersAnswer, Error> {
+        let route = admitted.route();
         let upstream = route.upstream.name.as_str();
         let kept = self.store().metadata().referrers(upstream, &route.repository, digest).await;
         let verdict = kept.as_ref().map(|kept| {
@@ -101,7 +103,7 @@ impl Puller {
         digest: &Digest,
     ) -> impl Future<Output = Result<(FetchedReferrers, bool), Error>> + use<> {
         let (puller, route, digest) = (self.clone(), route.clone(), *digest);
-        let key = key(&route, format_args!("referrers {digest}"));
+        let key = caller_key(&route, format_args!("referrers {digest}"));
         let (fetched, joined) = self
             .0
             .referrers_fetches

@@ -3,11 +3,12 @@
 //! Seeing a digest is a right of its own: a repository has it once *its* upstream has answered for
 //! the digest. A manifest that merely names a digest grants nothing, or anyone could publish one
 //! that names another tenant's private layer. The bytes are shared, the right is not. An upstream
-//! that is declared public shares the right among its repositories too.
+//! that is declared public shares the right among its repositories too. Who may pull from the repository at all was decided
+//! before (`auth`).
 
 use futures_util::StreamExt;
 
-use super::{Error, Puller, ask_once, key};
+use super::{Error, Puller, ask_once, caller_key, key};
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::routing::{Access, Route};
 use crate::store::Scope;
@@ -35,10 +36,11 @@ impl Puller {
         self.store().metadata().set_visible(route.upstream.name.as_str(), scope(route), digest, now);
     }
 
-    /// The scope of the route as one text: flights of the same scope share their proof.
+    /// The scope of the route as one text: flights of the same scope share their proof. What is fetched as one caller
+    /// proves nothing to another.
     pub(super) fn scope_key(route: &Route) -> String {
         match scope(route) {
-            Scope::Repository(_) => key(route, ""),
+            Scope::Repository(_) => caller_key(route, ""),
             Scope::Upstream => format!("{}\0*", route.upstream.name),
         }
     }
@@ -110,7 +112,7 @@ impl Puller {
 
 fn scope(route: &Route) -> Scope<'_> {
     match route.upstream.access {
-        Access::Edge => Scope::Repository(&route.repository),
+        Access::Edge | Access::Caller => Scope::Repository(&route.repository),
         Access::Open => Scope::Upstream,
     }
 }

@@ -129,10 +129,12 @@ impl Puller {
         let (puller, route, tag) = (self.clone(), route.clone(), tag.clone());
         async move {
             let outcome = checked.await;
-            if !again {
+            let is_others = joined && outcome.as_ref().is_err_and(Error::is_of_caller);
+            if !again && !is_others {
                 return outcome;
             }
-            // The question that was joined may have left before the push that this one is about.
+            // The question that was joined may have left before the push that this one is about, or was asked on behalf of
+            // somebody who may not.
             puller.join_check(&route, &tag).0.await
         }
     }

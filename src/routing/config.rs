@@ -84,21 +84,28 @@ impl RoutingConfig {
         }
     }
 
-    /// Whether any endpoint has a credential of its own: whoever can reach this edge then shares its rights.
-    pub fn has_credentials(&self) -> bool {
-        self.upstreams_with_credentials().next().is_some()
+    /// Whether whoever can reach this edge shares rights of its own.
+    pub fn shares_rights(&self) -> bool {
+        self.upstreams_sharing_rights().next().is_some()
     }
 
-    /// The upstreams for which this edge has a credential.
-    pub fn upstreams_with_credentials(&self) -> impl Iterator<Item = &UpstreamName> {
-        let has_credential = |endpoint: &Endpoint| {
-            // A client certificate opens doors just as a password does.
-            endpoint.credential.is_some() || endpoint.tls.client_identity.is_some()
+    /// The upstreams at which whoever can reach this edge shares its rights.
+    pub fn upstreams_sharing_rights(&self) -> impl Iterator<Item = &UpstreamName> {
+        let shares = |upstream: &&Upstream| {
+            // A caller who proves his own right has no use of the edge's credential. But a client certificate goes along
+            // with everything that is asked, and opens doors just as a password does.
+            let is_lent = upstream.access != Access::Caller;
+            let lends = |endpoint: &Endpoint| {
+                endpoint.tls.client_identity.is_some() || (is_lent && endpoint.credential.is_some())
+            };
+            upstream.endpoints.iter().any(lends)
         };
-        self.upstreams
-            .iter()
-            .filter(move |upstream| upstream.endpoints.iter().any(has_credential))
-            .map(|upstream| &upstream.name)
+        self.upstreams.iter().filter(shares).map(|upstream| &upstream.name)
+    }
+
+    /// Whether callers prove their own rights at any upstream.
+    pub fn has_callers(&self) -> bool {
+        self.upstreams.iter().any(|upstream| upstream.access == Access::Caller)
     }
 }
 
@@ -399,7 +406,7 @@ mod tests {
             upstream(&config, "docker.io").endpoints[0].site.to_string(),
             "https://registry-1.docker.io"
         );
-        assert!(!config.has_credentials());
+        assert!(!config.shares_rights());
     }
 
     #[test]
@@ -420,8 +427,8 @@ mod tests {
         ];
         let (config, mistakes) = read_with("", &environment);
         assert_eq!(mistakes, "");
-        assert!(config.has_credentials());
-        let names: Vec<_> = config.upstreams_with_credentials().map(UpstreamName::as_str).collect();
+        assert!(config.shares_rights());
+        let names: Vec<_> = config.upstreams_sharing_rights().map(UpstreamName::as_str).collect();
         assert_eq!(names, ["docker.io"]);
         assert_eq!(upstream(&config, "docker.io").endpoints[0].site.host(), "registry-1.docker.io");
         assert!(!format!("{config:?}").contains("word"));
@@ -519,7 +526,7 @@ mod tests {
         let text = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"},"ghcr.io":{}},"credsStore":"nonexistent"}"#;
         std::fs::write(&path, text).unwrap();
         let config = read(&format!("[fetch]\ndocker_config = {path:?}\n"));
-        let names: Vec<_> = config.upstreams_with_credentials().map(UpstreamName::as_str).collect();
+        let names: Vec<_> = config.upstreams_sharing_rights().map(UpstreamName::as_str).collect();
         assert_eq!(names, ["docker.io"]);
         assert_eq!(config.warnings.len(), 1);
         let expected = ["https://ghcr.io", "docker-credential-nonexistent"];
@@ -531,7 +538,7 @@ mod tests {
     #[test]
     fn a_helper_is_a_credential_like_any_other() {
         let config = read("[upstreams.\"a.example\"]\ncredential_helper = \"/bin/true\"\n");
-        let names: Vec<_> = config.upstreams_with_credentials().map(UpstreamName::as_str).collect();
+        let names: Vec<_> = config.upstreams_sharing_rights().map(UpstreamName::as_str).collect();
         assert_eq!(names, ["a.example"]);
     }
 }

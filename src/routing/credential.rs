@@ -111,7 +111,8 @@ pub enum Login {
 }
 
 impl Login {
-    pub(super) fn password(username: &str, password: Secret) -> Self {
+    /// A user name and a password.
+    pub fn password(username: &str, password: Secret) -> Self {
         Self::Password { username: username.to_owned(), password }
     }
 

@@ -67,17 +67,20 @@ impl Borrow<str> for UpstreamName {
 /// Who may see what an upstream holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// A repository sees a digest only after its own upstream has answered for it.
-    Edge,
     /// The operator declares that everything of this upstream is public: nothing has to be proven.
     Open,
+    /// It is asked as the edge. A repository sees a digest only after its own upstream has answered for it.
+    Edge,
+    /// Each caller proves with his own login that the upstream lets him pull from the repository, besides.
+    Caller,
 }
 
 keyword_setting!(
     Access,
-    "\"edge\" (every repository proves what it may see) or \"open\" (everything of this upstream is public)",
-    "edge" => Access::Edge,
+    "\"edge\" (every repository proves what it may see), \"caller\" (and every caller what he may) or \"open\" (everything of this upstream is public)",
     "open" => Access::Open,
+    "edge" => Access::Edge,
+    "caller" => Access::Caller,
 );
 
 /// One registry as clients know it.

@@ -9,6 +9,7 @@
 //! Left out: connections, health and the use of credentials, which are the registry client's.
 
 mod builtin;
+mod caller;
 mod config;
 mod credential;
 mod docker_config;
@@ -17,6 +18,7 @@ mod helper;
 mod routes;
 mod site;
 
+pub use caller::{Caller, CallerId};
 pub use config::RoutingConfig;
 pub use credential::{Credential, CredentialError, Login};
 pub use endpoint::{Access, Endpoint, Rewrite, RewriteError, TlsSettings, Upstream, UpstreamName};

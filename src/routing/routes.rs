@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use crate::oci::{NodeId, Repository, Via};
 
 use super::builtin::DOCKER_HUB;
+use super::caller::Caller;
 use super::config::RoutingConfig;
 use super::endpoint::{Upstream, is_normal_name, normal_name};
 
@@ -38,6 +39,8 @@ pub struct Route {
     pub repository: Repository,
     /// Which proxies the request has come through; requests to the upstream carry it on.
     pub via: Via,
+    /// On whose behalf the upstream is asked; the edge's own where there is none.
+    pub caller: Option<Caller>,
 }
 
 /// A request names no upstream of this edge.
@@ -185,7 +188,7 @@ fn route(upstream: &Arc<Upstream>, repository: Repository) -> Route {
     } else {
         repository
     };
-    Route { upstream: Arc::clone(upstream), repository, via: Via::default() }
+    Route { upstream: Arc::clone(upstream), repository, via: Via::default(), caller: None }
 }
 
 /// Enough of a client's text to recognise it in an error.

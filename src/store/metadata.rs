@@ -1,6 +1,6 @@
 //! What is known besides the bytes: tags and their freshness, which repository may see which
-//! digest, the last lists of tags, repositories and referrers, and what the images consist of that are kept. Outlives
-//! a restart in one redb file.
+//! digest, the last lists of tags, repositories and referrers, what upstreams have granted to callers, and what the
+//! images consist of that are kept. Outlives a restart in one redb file.
 //!
 //! Writes go to memory at once and to the file by a task that commits whatever has queued up, one
 //! transaction at a time, so that no pull waits for an `fsync` and a `kill -9` costs milliseconds
@@ -29,6 +29,7 @@ use crate::runtime::{Tasks, Timestamp};
 
 const TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
 const VISIBILITY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("visibility");
+const GRANTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("grants");
 const KEPT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("kept");
 const LISTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("lists");
 const REFERRERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("referrers");
@@ -45,6 +46,8 @@ const COMMIT_ROWS: usize = 4096;
 /// row: when this many are there they make room for new ones all at once. A row above the size is kept in
 /// memory only.
 const LIST_BOUNDS: Bounds = Bounds { rows: 1000, row_bytes: 512 << 10 };
+/// Callers, times the repositories that each may pull from.
+const GRANTS_BOUNDS: Bounds = Bounds { rows: 1_000_000, row_bytes: 64 };
 const REFERRERS_BOUNDS: Bounds = Bounds { rows: 10_000, row_bytes: 128 << 10 };
 /// The keys of other tables are things that exist upstream, and their rows a few hundred bytes.
 const USUAL_BOUNDS: Bounds = Bounds { rows: u64::MAX, row_bytes: 512 << 10 };
@@ -228,6 +231,21 @@ impl Metadata {
         }
     }
 
+    /// When an upstream has last granted this, which a keyed hash stands for.
+    pub async fn grant(&self, hash: &str) -> Option<Timestamp> {
+        self.read(GRANTS, hash.to_owned()).await
+    }
+
+    /// Notes that an upstream has granted this.
+    pub fn set_grant(&self, hash: &str, now: Timestamp) {
+        self.write(GRANTS, hash, Some(&now));
+    }
+
+    /// Forgets that an upstream has granted this.
+    pub fn remove_grant(&self, hash: &str) {
+        self.write::<Timestamp>(GRANTS, hash, None);
+    }
+
     /// The last page of this name that an upstream gave.
     pub async fn list(&self, upstream: &str, name: &str) -> Option<Arc<ListRecord>> {
         let key = key(&[upstream, name]);
@@ -359,6 +377,7 @@ fn bounds(table: &str) -> Bounds {
     match table {
         table if table == LISTS.name() => LIST_BOUNDS,
         table if table == REFERRERS.name() => REFERRERS_BOUNDS,
+        table if table == GRANTS.name() => GRANTS_BOUNDS,
         _ => USUAL_BOUNDS,
     }
 }
@@ -451,7 +470,7 @@ fn open_database(path: &Path) -> Result<Database, redb::Error> {
     let database =
         Database::builder().set_cache_size(PAGE_CACHE).create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
-    for table in [TAGS, VISIBILITY, LISTS, REFERRERS, KEPT] {
+    for table in [TAGS, VISIBILITY, LISTS, REFERRERS, GRANTS, KEPT] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;

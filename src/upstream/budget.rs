@@ -38,6 +38,9 @@ const CONVINCED: i8 = 2;
 pub enum Purpose {
     /// A client waits, and there is nothing else to give it.
     Pull,
+    /// Whether a caller may pull at all. Asked with his own login, whatever credential the edge has, and with a token
+    /// that is as fresh as the question.
+    Proof,
     /// Something stale can be given instead.
     Revalidation,
     /// Nobody waits.
@@ -49,6 +52,7 @@ impl Purpose {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pull => "pull",
+            Self::Proof => "proof",
             Self::Revalidation => "revalidation",
             Self::Background => "background",
         }
@@ -159,7 +163,7 @@ impl State {
         let ledger = self.ledger.as_mut().filter(|ledger| ledger.ends_at > now && !is_free)?;
         let reserve = reserve.of(ledger.limit);
         let floor = match purpose {
-            Purpose::Pull => 0,
+            Purpose::Pull | Purpose::Proof => 0,
             Purpose::Revalidation => reserve,
             Purpose::Background => reserve.saturating_mul(2),
         };
@@ -167,9 +171,11 @@ impl State {
             return None;
         }
         match purpose {
-            Purpose::Pull if ledger.remaining == 0 && ledger.is_end_stated => Some(ledger.ends_at - now),
+            Purpose::Pull | Purpose::Proof if ledger.remaining == 0 && ledger.is_end_stated => {
+                Some(ledger.ends_at - now)
+            }
             // The registry has the last word.
-            Purpose::Pull => None,
+            Purpose::Pull | Purpose::Proof => None,
             Purpose::Revalidation | Purpose::Background if ledger.look_again_at <= now => {
                 ledger.look_again_at = now + ledger.pause();
                 None

@@ -13,7 +13,7 @@ use crate::oci::{
     Algorithm, ApiRequest, ByteRange, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Page, Reference,
     Target, Via, next_link,
 };
-use crate::routing::{Route, Routes, Upstream, UpstreamName};
+use crate::routing::{Caller, Route, Routes, Upstream, UpstreamName};
 use crate::runtime::{Backoff, Clock};
 
 use super::body::{Pace, ReadError, read_all};
@@ -131,7 +131,7 @@ impl Client {
         purpose: Purpose,
     ) -> Result<ManifestHead, Error> {
         let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::ManifestHead, target, &route.via).for_purpose(purpose);
+        let question = Question::of(route, Kind::ManifestHead, target).for_purpose(purpose);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest_head(&remote, &question, reference).await {
@@ -156,7 +156,7 @@ impl Client {
         purpose: Purpose,
     ) -> Result<FetchedManifest, Error> {
         let target = Target::Manifest { repository: route.repository.clone(), reference: reference.clone() };
-        let question = Question::new(Kind::Manifest, target, &route.via).for_purpose(purpose);
+        let question = Question::of(route, Kind::Manifest, target).for_purpose(purpose);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match manifest(&remote, &question, reference).await {
@@ -178,7 +178,7 @@ impl Client {
         purpose: Purpose,
     ) -> Result<BlobHead, Error> {
         let target = Target::Blob { repository: route.repository.clone(), digest: *digest };
-        let question = Question::new(Kind::BlobHead, target, &route.via).for_purpose(purpose);
+        let question = Question::of(route, Kind::BlobHead, target).for_purpose(purpose);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match blob_head(&remote, &question, digest).await {
@@ -218,9 +218,9 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::head_manifest`].
-    pub async fn tags(&self, route: &Route, page: &Page) -> Result<TagPage, Error> {
+    pub async fn tags(&self, route: &Route, page: &Page, purpose: Purpose) -> Result<TagPage, Error> {
         let target = Target::Tags { repository: route.repository.clone(), page: page.clone() };
-        let question = Question::new(Kind::Tags, target, &route.via);
+        let question = Question::of(route, Kind::Tags, target).for_purpose(purpose);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match tags(&remote, &question, page).await {
@@ -237,10 +237,16 @@ impl Client {
     /// # Errors
     /// As [`Client::head_manifest`]. [`Error::NotFound`] or [`Error::Refused`] where the upstream has no catalogue,
     /// [`Error::Unauthorized`] or [`Error::Forbidden`] where it is not for this edge.
-    pub async fn catalog(&self, upstream: &Upstream, via: &Via, page: &Page) -> Result<CatalogPage, Error> {
+    pub async fn catalog(
+        &self,
+        upstream: &Upstream,
+        via: &Via,
+        caller: Option<&Caller>,
+        page: &Page,
+    ) -> Result<CatalogPage, Error> {
         let mut rounds = self.rounds(upstream)?;
         while let Some(remote) = rounds.next().await {
-            match catalog(&remote, via, page).await {
+            match catalog(&remote, via, caller, page).await {
                 Ok(catalog) => return Ok(catalog),
                 Err(error) => rounds.failed(error),
             }
@@ -256,7 +262,7 @@ impl Client {
     pub async fn referrers(&self, route: &Route, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
         let (repository, digest) = (route.repository.clone(), *digest);
         let target = Target::Referrers { repository, digest, artifact_type: None, page: Page::default() };
-        let mut question = Question::new(Kind::Referrers, target, &route.via);
+        let mut question = Question::of(route, Kind::Referrers, target);
         let mut rounds = self.rounds(&route.upstream)?;
         while let Some(remote) = rounds.next().await {
             match referrers(&remote, &mut question).await {
@@ -401,13 +407,19 @@ struct Catalog {
     repositories: Option<Vec<String>>,
 }
 
-async fn catalog(remote: &Remote, via: &Via, page: &Page) -> Result<CatalogPage, Error> {
+async fn catalog(
+    remote: &Remote,
+    via: &Via,
+    caller: Option<&Caller>,
+    page: &Page,
+) -> Result<CatalogPage, Error> {
     let prefix = remote.endpoint().prefix.as_ref().map(|prefix| format!("{prefix}/")).unwrap_or_default();
     // Behind a prefix the list begins and ends in the middle of the endpoint's own.
     let last = page.last.as_ref().map(|last| format!("{prefix}{last}"));
     let last = last.or_else(|| Some(prefix.clone()).filter(|prefix| !prefix.is_empty()));
     let asked = Page { n: page.n, last };
-    let question = Question::new(Kind::Catalog, Target::Catalog { page: asked.clone() }, via);
+    let question = Question::new(Kind::Catalog, Target::Catalog { page: asked.clone() }, via, caller)
+        .for_purpose(if caller.is_some() { Purpose::Proof } else { Purpose::Pull });
     let answer = remote.ask(&question).await?;
     check_head(remote, &answer, None)?;
     let link = answer.link().and_then(next_link);

@@ -18,7 +18,7 @@ use prometheus::IntCounter;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::oci::{ByteRange, Digest, RangeSpec, Repository, Target, Via};
+use crate::oci::{ByteRange, Digest, RangeSpec, Target};
 use crate::routing::Route;
 use crate::runtime::Backoff;
 
@@ -65,11 +65,10 @@ type Reopened = (Option<Plan>, Result<(usize, Opened), Error>);
 #[derive(Debug)]
 pub(super) struct Job {
     remotes: Remotes,
-    repository: Repository,
+    route: Route,
     digest: Digest,
     /// What is wanted of the blob; `u64::MAX` stands for its end.
     bytes: ByteRange,
-    via: Via,
 }
 
 /// One response's body.
@@ -95,8 +94,7 @@ pub(super) struct Opened {
 
 impl Download {
     pub(super) fn begin(remotes: Remotes, route: &Route, digest: Digest, bytes: ByteRange) -> Arc<Job> {
-        let (repository, via) = (route.repository.clone(), route.via.clone());
-        Arc::new(Job { remotes, repository, digest, bytes, via })
+        Arc::new(Job { remotes, route: route.clone(), digest, bytes })
     }
 
     /// The blob's whole size in bytes, where a source has said it.
@@ -288,8 +286,9 @@ impl Job {
     pub(super) async fn open(&self, index: usize, offset: u64, size: Option<u64>) -> Result<Opened, Error> {
         let remote = &self.remotes[index];
         let permit = remote.download_permit().await?;
-        let target = Target::Blob { repository: self.repository.clone(), digest: self.digest };
-        let question = Question { range: self.range(offset), ..Question::new(Kind::Blob, target, &self.via) };
+        let target = Target::Blob { repository: self.route.repository.clone(), digest: self.digest };
+        let question =
+            Question { range: self.range(offset), ..Question::of(&self.route, Kind::Blob, target) };
         let answer = remote.ask(&question).await?;
         if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return nothing_left(remote, &answer, offset, size);

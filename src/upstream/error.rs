@@ -21,6 +21,17 @@ impl fmt::Display for Place {
     }
 }
 
+/// Whose credential was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// None was sent: the edge has none for this endpoint.
+    Nobody,
+    /// The edge's.
+    Edge,
+    /// The caller's own, or that he has none.
+    Caller,
+}
+
 /// What a time-out was waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -71,22 +82,22 @@ pub enum Error {
         code: ErrorCode,
     },
     /// The upstream wants another credential, or one at all.
-    #[error("{at} refuses access ({detail}); {}", credential_advice(*.has_credential))]
+    #[error("{at} refuses access ({detail}); {}", credential_advice(*.whose))]
     Unauthorized {
         /// Where.
         at: Place,
-        /// Whether the edge has a credential for this endpoint.
-        has_credential: bool,
+        /// Whose credential it was.
+        whose: Whose,
         /// The upstream's words.
         detail: String,
     },
     /// The upstream knows who asks and says no.
-    #[error("{at} forbids access ({detail}); {}", credential_advice(*.has_credential))]
+    #[error("{at} forbids access ({detail}); {}", credential_advice(*.whose))]
     Forbidden {
         /// Where.
         at: Place,
-        /// Whether the edge has a credential for this endpoint.
-        has_credential: bool,
+        /// Whose credential it was.
+        whose: Whose,
         /// The upstream's words.
         detail: String,
     },
@@ -200,17 +211,24 @@ impl Error {
         }
     }
 
+    /// Whether the upstream has refused the caller's own credential, or that he has none.
+    pub fn is_of_caller(&self) -> bool {
+        matches!(
+            self,
+            Self::Unauthorized { whose: Whose::Caller, .. } | Self::Forbidden { whose: Whose::Caller, .. }
+        )
+    }
+
     /// Who has to do something about it.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::NotFound { .. } | Self::Refused { .. } => Blame::Request,
-            Self::Unauthorized { has_credential, .. } | Self::Forbidden { has_credential, .. } => {
-                if *has_credential {
-                    Blame::Edge
-                } else {
-                    Blame::Request
-                }
+            Self::Unauthorized { whose: Whose::Edge, .. } | Self::Forbidden { whose: Whose::Edge, .. } => {
+                Blame::Edge
             }
+            Self::NotFound { .. }
+            | Self::Refused { .. }
+            | Self::Unauthorized { .. }
+            | Self::Forbidden { .. } => Blame::Request,
             Self::RateLimited { .. }
             | Self::Unreachable { .. }
             | Self::TimedOut { .. }
@@ -246,10 +264,10 @@ impl Error {
     }
 }
 
-fn credential_advice(has_credential: bool) -> &'static str {
-    if has_credential {
-        "check the credential of this endpoint"
-    } else {
-        "no credential is configured for this endpoint"
+fn credential_advice(whose: Whose) -> &'static str {
+    match whose {
+        Whose::Nobody => "no credential is configured for this endpoint",
+        Whose::Edge => "check the credential of this endpoint",
+        Whose::Caller => "the caller has no such right there",
     }
 }

@@ -10,10 +10,11 @@ use hyper::{Method, Response, StatusCode};
 use tokio::time::{Instant, timeout};
 
 use crate::oci::{Challenge, ErrorCode, ErrorDocument, MANIFEST_ACCEPT, RangeSpec, Target, Via, media_type};
+use crate::routing::{Caller, Route};
 
-use super::auth::Right;
+use super::auth::{Claim, Right};
 use super::body;
-use super::budget::Purpose;
+use super::budget::{Purpose, Ticket};
 use super::error::{Error, Stage};
 use super::health::Conduct;
 use super::metrics::Kind;
@@ -33,6 +34,8 @@ pub(super) struct Question {
     pub(super) range: Option<RangeSpec>,
     /// Which proxies the request that leads to this question has come through.
     pub(super) via: Via,
+    /// On whose behalf it is asked, where the upstream judges each caller.
+    pub(super) caller: Option<Caller>,
     pub(super) purpose: Purpose,
 }
 
@@ -57,8 +60,13 @@ impl Course {
 }
 
 impl Question {
-    pub(super) fn new(kind: Kind, target: Target, via: &Via) -> Self {
-        Self { kind, target, query: None, range: None, via: via.clone(), purpose: Purpose::Pull }
+    pub(super) fn new(kind: Kind, target: Target, via: &Via, caller: Option<&Caller>) -> Self {
+        let (via, caller) = (via.clone(), caller.cloned());
+        Self { kind, target, query: None, range: None, via, caller, purpose: Purpose::Pull }
+    }
+
+    pub(super) fn of(route: &Route, kind: Kind, target: Target) -> Self {
+        Self::new(kind, target, &route.via, route.caller.as_ref())
     }
 
     pub(super) fn for_purpose(self, purpose: Purpose) -> Self {
@@ -100,7 +108,7 @@ impl Question {
 impl Remote {
     /// Asks, and gives the response once its head is there and its status is a success (or 416 to a range).
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Error> {
-        let ticket = match self.budget.admit(question.kind, question.purpose) {
+        let ticket = match self.admit(question) {
             Ok(ticket) => ticket,
             Err(wait) => {
                 self.metrics().quota_refused(&self.place().upstream, question.purpose);
@@ -121,11 +129,26 @@ impl Remote {
             }
             _ => Conduct::Answered,
         });
-        if seen.has_answered {
+        if let Some(ticket) = ticket.filter(|_| seen.has_answered) {
             ticket.answered(seen.quota);
         }
         self.metrics().answered(&self.place().upstream, question.kind, elapsed, &result);
         result
+    }
+
+    /// As whom a question is asked: a caller's proof with his own login, and whatever else with the edge's credential,
+    /// if it has one.
+    fn asks_as<'q>(&self, question: &'q Question) -> Option<&'q Caller> {
+        let is_his = question.purpose == Purpose::Proof || !self.has_credential();
+        question.caller.as_ref().filter(|_| is_his)
+    }
+
+    /// What a caller asks with his own login is counted against his own quota, which is not known here.
+    fn admit(&self, question: &Question) -> Result<Option<Ticket<'_>>, Duration> {
+        match self.asks_as(question) {
+            Some(_) => Ok(None),
+            None => self.budget.admit(question.kind, question.purpose).map(Some),
+        }
     }
 
     async fn exchange(&self, question: &Question, course: &Course) -> Result<Answer, Error> {
@@ -143,7 +166,10 @@ impl Remote {
             path = format!("{}?{query}", path.split('?').next().unwrap_or_default());
         }
 
-        let mut authorization = self.auth.in_advance(self, right).await?;
+        let caller = self.asks_as(question);
+        let since = (question.purpose == Purpose::Proof).then(Instant::now);
+        let claim = Claim { right, caller, since };
+        let mut authorization = self.auth.in_advance(self, claim).await?;
         let answer = self.follow(question, &path, authorization.as_ref(), course).await?;
         // One retry: a challenge is answered once, and what is refused is renewed once.
         let retry = match answer.status() {
@@ -152,15 +178,15 @@ impl Remote {
                 let challenges = challenges(&answer);
                 match (&authorization, challenges.as_slice()) {
                     (None, []) => None,
-                    (Some(refused), []) => self.auth.renew(self, right, refused).await,
+                    (Some(refused), []) => self.auth.renew(self, claim, refused).await,
                     (refused, challenges) => {
-                        Some(self.auth.answer(self, right, challenges, refused.as_ref()).await?)
+                        Some(self.auth.answer(self, claim, challenges, refused.as_ref()).await?)
                     }
                 }
             }
             // Some registries answer an expired token so.
-            StatusCode::FORBIDDEN if self.has_credential() => match &authorization {
-                Some(refused) => self.auth.renew(self, right, refused).await,
+            StatusCode::FORBIDDEN if self.auth.has_login(caller) => match &authorization {
+                Some(refused) => self.auth.renew(self, claim, refused).await,
                 None => None,
             },
             _ => None,
@@ -262,9 +288,10 @@ impl Remote {
                 reason: format!("the storage it redirects to answers {status}"),
                 retry_after,
             },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(status, body),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(question, status, body),
             StatusCode::TOO_MANY_REQUESTS => {
-                if let Some(wait) = retry_after.filter(|_| question.is_of_manifest()) {
+                let is_counted = question.is_of_manifest() && self.asks_as(question).is_none();
+                if let Some(wait) = retry_after.filter(|_| is_counted) {
                     self.budget.keep_quiet(wait);
                 }
                 Error::RateLimited { at, retry_after }
@@ -282,13 +309,13 @@ impl Remote {
         }
     }
 
-    fn denied(&self, status: StatusCode, body: &[u8]) -> Error {
-        let (at, has_credential) = (self.place().clone(), self.has_credential());
+    fn denied(&self, question: &Question, status: StatusCode, body: &[u8]) -> Error {
+        let (at, whose) = (self.place().clone(), self.auth.whose(self.asks_as(question)));
         let detail = words(status, body);
         if status == StatusCode::FORBIDDEN {
-            Error::Forbidden { at, has_credential, detail }
+            Error::Forbidden { at, whose, detail }
         } else {
-            Error::Unauthorized { at, has_credential, detail }
+            Error::Unauthorized { at, whose, detail }
         }
     }
 }

@@ -11,8 +11,9 @@
 //! ```
 //!
 //! Invariants:
-//! - A credential goes to the endpoint it is configured for and to the token services that the configuration
-//!   allows for it, and nowhere else: not after a redirect, not to a realm that only a challenge names.
+//! - A credential goes to the endpoint it is configured for (a caller's, to those of the upstream he names) and to the
+//!   token services that the configuration allows for it, and nowhere else: not after a redirect, not to a realm that
+//!   only a challenge names. What one credential was given is never sent for another.
 //! - Nothing waits for ever: connecting, response heads, bodies, resuming and queueing have each their limit.
 //! - "Not found" means that every endpoint said so. While one could not be asked, the answer is its failure.
 //! - A download never yields a byte twice and never ends cleanly before its declared size.
@@ -43,6 +44,6 @@ pub use client::{BlobHead, CatalogPage, Client, FetchedManifest, ManifestHead, T
 pub use config::FetchConfig;
 pub use connect::ClientError;
 pub use download::Download;
-pub use error::{Blame, Error, Place, Stage};
+pub use error::{Blame, Error, Place, Stage, Whose};
 pub use metrics::Metrics;
 pub use proxy::ProxyConfig;

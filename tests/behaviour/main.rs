@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test that calls them")]
 
 mod budget;
+mod callers;
 mod client_config;
 mod command;
 mod credentials;

@@ -258,7 +258,12 @@ impl Origin {
     }
 
     pub fn require_basic(&self, user: &str, password: &str) {
-        self.state().auth.require_basic(user, password);
+        self.state().auth.require_basic(&[(user, password)]);
+    }
+
+    /// User names and passwords.
+    pub fn require_basic_of(&self, users: &[(&str, &str)]) {
+        self.state().auth.require_basic(users);
     }
 
     /// Tokens come from `GET /token` of this origin, and are good for the repositories of their scopes.
@@ -269,6 +274,11 @@ impl Origin {
     /// Only these users read repositories with this prefix: others get a token without the scope, or 403 with Basic.
     pub fn restrict(&self, repo_prefix: &str, users: &[&str]) {
         self.state().auth.restrict(repo_prefix, users);
+    }
+
+    /// Takes back what was restricted with this prefix.
+    pub fn unrestrict(&self, repo_prefix: &str) {
+        self.state().auth.unrestrict(repo_prefix);
     }
 
     /// Every token issued so far is answered with `invalid_token`.

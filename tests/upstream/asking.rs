@@ -1,6 +1,7 @@
 //! Manifests, tags and referrers: what is asked, and what is believed.
 
 use clawhub_edge::oci::{MANIFEST_ACCEPT, Page, Via};
+use clawhub_edge::upstream::Purpose;
 use serde_json::json;
 
 use super::origin::{BearerConfig, Fault, OCI_INDEX, OCI_MANIFEST, Origin};
@@ -93,13 +94,13 @@ async fn tags_come_page_by_page() {
     let edge = Edge::of(&[origin.url()]);
     let (mut page, mut pages) = (Some(Page { n: Some(2), last: None }), Vec::new());
     while let Some(wanted) = page {
-        let answer = edge.client.tags(&edge.route(), &wanted).await.unwrap();
+        let answer = edge.client.tags(&edge.route(), &wanted, Purpose::Pull).await.unwrap();
         pages.push(answer.tags.join(" "));
         page = answer.next;
     }
     assert_eq!(pages, ["a b", "c d", "e"]);
     let unknown = "library/other".parse().unwrap();
-    let error = edge.client.tags(&edge.route_to(unknown), &Page::default()).await.unwrap_err();
+    let error = edge.client.tags(&edge.route_to(unknown), &Page::default(), Purpose::Pull).await.unwrap_err();
     assert_eq!(error.kind(), "not_found");
 }
 
@@ -149,13 +150,13 @@ async fn the_catalogue_is_asked_for_with_its_own_scope_beside_those_of_repositor
     let edge = Edge::of(&[origin.url()]);
     let (mut page, mut pages) = (Some(Page { n: Some(2), last: None }), Vec::new());
     while let Some(wanted) = page {
-        let answer = edge.client.catalog(&edge.upstream, &Via::default(), &wanted).await.unwrap();
+        let answer = edge.client.catalog(&edge.upstream, &Via::default(), None, &wanted).await.unwrap();
         pages.push(answer.repositories.join(" "));
         page = answer.next;
     }
     assert_eq!(pages, ["alpine library/app", "team/a team/b", "zoo"]);
     edge.manifest("latest").await.unwrap();
-    edge.client.catalog(&edge.upstream, &Via::default(), &Page::default()).await.unwrap();
+    edge.client.catalog(&edge.upstream, &Via::default(), None, &Page::default()).await.unwrap();
     assert_eq!(origin.count("GET", "/token"), 2, "one for the catalogue, one for the repository");
     assert_eq!(origin.count("GET", "scope=registry:catalog:%2A"), 1);
 }
@@ -169,7 +170,7 @@ async fn behind_a_prefix_the_catalogue_holds_only_what_is_there_by_the_names_of_
     let edge = Edge::with(&format!("url = \"{}\"\nprefix = \"team\"", origin.url()));
     let (mut page, mut names) = (Some(Page { n: Some(2), last: None }), Vec::new());
     while let Some(wanted) = page {
-        let answer = edge.client.catalog(&edge.upstream, &Via::default(), &wanted).await.unwrap();
+        let answer = edge.client.catalog(&edge.upstream, &Via::default(), None, &wanted).await.unwrap();
         names.extend(answer.repositories);
         page = answer.next;
     }
@@ -183,7 +184,8 @@ async fn an_upstream_without_a_catalogue_is_told_from_one_that_refuses_it() {
         let origin = Origin::start().await;
         origin.fault(Fault::on("GET", "/v2/_catalog").respond(status, &[], ""));
         let edge = Edge::of(&[origin.url()]);
-        let error = edge.client.catalog(&edge.upstream, &Via::default(), &Page::default()).await.unwrap_err();
+        let error =
+            edge.client.catalog(&edge.upstream, &Via::default(), None, &Page::default()).await.unwrap_err();
         assert_eq!(error.kind(), expected, "{status}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clawhub_edge::upstream::{Blame, Error, Purpose};
+use clawhub_edge::upstream::{Blame, Error, Purpose, Whose};
 
 use super::origin::{BearerConfig, Fault, Origin, synthetic_bytes};
 use super::{Edge, REPOSITORY};
@@ -92,7 +92,7 @@ async fn a_refused_credential_is_the_operators_business_and_tried_once() {
     let (origin, _) = guarded().await;
     let edge = Edge::with(&format!("url = \"{}\"\nusername = \"robot\"\npassword = \"wrong\"", origin.url()));
     let error = edge.manifest("latest").await.unwrap_err();
-    assert!(matches!(error, Error::Unauthorized { has_credential: true, .. }), "{error}");
+    assert!(matches!(error, Error::Unauthorized { whose: Whose::Edge, .. }), "{error}");
     assert_eq!(error.blame(), Blame::Edge);
     assert!(!error.is_retryable());
     assert_eq!(origin.count("GET", "/token"), 1);

@@ -73,7 +73,7 @@ impl Edge {
     }
 
     fn route_to(&self, repository: Repository) -> Route {
-        Route { upstream: Arc::clone(&self.upstream), repository, via: Via::default() }
+        Route { upstream: Arc::clone(&self.upstream), repository, via: Via::default(), caller: None }
     }
 
     async fn download(&self, digest: &str, from: u64) -> Result<Download, Error> {

@@ -1,7 +1,7 @@
-//! Proving who asks: Basic and Bearer, for one endpoint.
+//! Proving who asks, the edge or one of its callers: Basic and Bearer, for one endpoint.
 //!
 //! The endpoint's first challenge is remembered, so that later requests carry their token straight away.
-//! Tokens are cached by scope; whoever needs one that is being fetched waits for the same fetch.
+//! Tokens are cached by whom they were issued for and by scope; whoever needs one that is being fetched waits for the same fetch.
 //!
 //! A login may expire as a token does (a cloud's password, a refresh token), so a refusal, by the endpoint or by
 //! its token service, is answered once with what the login's source says then.
@@ -16,18 +16,19 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 use hyper::{StatusCode, Uri};
 use moka::future::Cache;
+use tokio::time::Instant;
 
 use crate::oci::{Challenge, Repository, Scheme};
-use crate::routing::{Credential, Login, Site};
+use crate::routing::{Caller, CallerId, Credential, Login, Site};
 use crate::runtime::Secret;
 
-use super::error::{Error, Place};
+use super::error::{Error, Place, Whose};
 use super::remote::Remote;
 
 use login::LoginSource;
 use token::{Grant, Issued, Refusal, Token};
 
-/// Scopes per endpoint: one per repository that is pulled from it within a day.
+/// Scopes per endpoint: one per repository that is pulled from it within a day, and for each caller who proves his right.
 const MAX_TOKENS: u64 = 10_000;
 const FORGET_TOKENS_AFTER: Duration = Duration::from_hours(24);
 
@@ -42,7 +43,7 @@ pub(super) struct Auth {
     /// Further sites that may issue tokens.
     realms: Vec<Site>,
     memory: Mutex<Memory>,
-    tokens: Cache<String, TokenSlot>,
+    tokens: Cache<(Option<CallerId>, String), TokenSlot>,
 }
 
 /// Held for a few instructions, never across an await.
@@ -68,6 +69,16 @@ struct Rotated {
 pub(super) enum Right<'a> {
     Pull(&'a Repository),
     Catalog,
+}
+
+/// What an authorization is wanted for, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim<'a> {
+    pub(super) right: Right<'a>,
+    /// The edge itself, where there is none.
+    pub(super) caller: Option<&'a Caller>,
+    /// A token that was asked for before that does not do.
+    pub(super) since: Option<Instant>,
 }
 
 /// What the last challenge demanded.
@@ -118,16 +129,22 @@ impl Auth {
     pub(super) async fn in_advance(
         &self,
         remote: &Remote,
-        right: Right<'_>,
+        claim: Claim<'_>,
     ) -> Result<Option<HeaderValue>, Error> {
         let Some(demand) = self.lock().demand.clone() else {
             return Ok(None);
         };
-        match self.satisfy(remote, &demand, right, None).await {
+        if matches!(demand, Demand::Basic) && !self.has_login(claim.caller) {
+            // What was refused once may be given elsewhere.
+            return Ok(None);
+        }
+        match self.satisfy(remote, &demand, claim, None).await {
             Ok(header) => Ok(Some(header)),
             Err(error) => {
-                // The demand may be outdated (a token service that has moved): the next request asks again.
-                self.lock().demand = None;
+                if !error.is_of_caller() {
+                    // The demand may be outdated (a token service that has moved): the next request asks again.
+                    self.lock().demand = None;
+                }
                 Err(error)
             }
         }
@@ -137,13 +154,13 @@ impl Auth {
     pub(super) async fn answer(
         &self,
         remote: &Remote,
-        right: Right<'_>,
+        claim: Claim<'_>,
         challenges: &[Challenge],
         rejected: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Error> {
-        let demand = self.understand(challenges, right)?;
+        let demand = self.understand(challenges, claim)?;
         self.lock().demand = Some(demand.clone());
-        self.satisfy(remote, &demand, right, rejected).await
+        self.satisfy(remote, &demand, claim, rejected).await
     }
 
     /// Another `Authorization` than the `rejected` one, for an answer without a challenge (403); `None` if
@@ -151,14 +168,28 @@ impl Auth {
     pub(super) async fn renew(
         &self,
         remote: &Remote,
-        right: Right<'_>,
+        claim: Claim<'_>,
         rejected: &HeaderValue,
     ) -> Option<HeaderValue> {
         let demand = self.lock().demand.clone()?;
-        self.satisfy(remote, &demand, right, Some(rejected)).await.ok()
+        self.satisfy(remote, &demand, claim, Some(rejected)).await.ok()
     }
 
-    fn understand(&self, challenges: &[Challenge], right: Right<'_>) -> Result<Demand, Error> {
+    /// Whose credential answers for somebody: a caller has his own, or none, and the edge's is not for him.
+    pub(super) fn whose(&self, caller: Option<&Caller>) -> Whose {
+        match caller {
+            Some(_) => Whose::Caller,
+            None if self.has_credential() => Whose::Edge,
+            None => Whose::Nobody,
+        }
+    }
+
+    /// Whether somebody has anything to prove himself with.
+    pub(super) fn has_login(&self, caller: Option<&Caller>) -> bool {
+        caller.map_or(self.has_credential(), |caller| caller.login().is_some())
+    }
+
+    fn understand(&self, challenges: &[Challenge], claim: Claim<'_>) -> Result<Demand, Error> {
         if let Some(bearer) = challenges.iter().find(|challenge| challenge.scheme == Scheme::Bearer) {
             let (realm, site) =
                 realm::check(bearer.realm().unwrap_or_default(), &self.place.endpoint, &self.realms)
@@ -171,7 +202,7 @@ impl Auth {
                 site,
                 realm,
                 service: bearer.service().map(str::to_owned),
-                scope: match right {
+                scope: match claim.right {
                     Right::Pull(repository) => ScopeRule::learn(bearer.scope(), repository),
                     // It says nothing about repositories, of which more may be known already.
                     Right::Catalog => self.known_scope_rule(),
@@ -184,7 +215,7 @@ impl Auth {
         let schemes: Vec<_> = challenges.iter().map(|challenge| challenge.scheme.as_str()).collect();
         Err(Error::Unauthorized {
             at: self.place.clone(),
-            has_credential: self.has_credential(),
+            whose: self.whose(claim.caller),
             detail: match schemes.as_slice() {
                 [] => "401 without a challenge".to_owned(),
                 schemes => format!("it wants the scheme {}, which is not supported", schemes.join(" or ")),
@@ -196,22 +227,22 @@ impl Auth {
         &self,
         remote: &Remote,
         demand: &Demand,
-        right: Right<'_>,
+        claim: Claim<'_>,
         rejected: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Error> {
         match demand {
-            Demand::Basic => self.basic(rejected).await,
-            Demand::Bearer(service) => self.token(remote, service, right, rejected).await,
+            Demand::Basic => self.basic(claim, rejected).await,
+            Demand::Bearer(service) => self.token(remote, service, claim, rejected).await,
         }
     }
 
-    async fn basic(&self, rejected: Option<&HeaderValue>) -> Result<HeaderValue, Error> {
+    async fn basic(&self, claim: Claim<'_>, rejected: Option<&HeaderValue>) -> Result<HeaderValue, Error> {
         let refused = |detail: &str| Error::Unauthorized {
             at: self.place.clone(),
-            has_credential: self.has_credential(),
+            whose: self.whose(claim.caller),
             detail: detail.to_owned(),
         };
-        let Some(login) = self.login(rejected.is_some()).await? else {
+        let Some(login) = self.login(claim.caller, rejected.is_some()).await? else {
             return Err(refused("it wants a user name and password"));
         };
         let basic = login.basic().ok_or_else(|| {
@@ -230,21 +261,25 @@ impl Auth {
         &self,
         remote: &Remote,
         service: &TokenService,
-        right: Right<'_>,
+        claim: Claim<'_>,
         rejected: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Error> {
-        let scope = service.scope.of(right);
+        let scope = service.scope.of(claim.right);
         let now = remote.now();
         let fetch = async {
-            let result = self.issue(remote, service, &scope, rejected.is_some()).await;
+            let result = self.issue(remote, service, &scope, claim.caller, rejected.is_some()).await;
             remote.metrics().token_exchanged(&self.place.upstream, &result);
             result
         };
         let is_spent = |slot: &TokenSlot| match slot {
-            Ok(token) => !token.is_fresh(now) || rejected == Some(&token.header),
+            Ok(token) => {
+                let is_too_old = claim.since.is_some_and(|since| token.asked < since);
+                is_too_old || !token.is_fresh(now) || rejected == Some(&token.header)
+            }
             Err(_) => true,
         };
-        let entry = self.tokens.entry_by_ref(&scope).or_insert_with_if(fetch, is_spent).await;
+        let slot = (claim.caller.map(Caller::id), scope.clone());
+        let entry = self.tokens.entry(slot).or_insert_with_if(fetch, is_spent).await;
         entry.into_value().map(|token| token.header)
     }
 
@@ -254,16 +289,22 @@ impl Auth {
         remote: &Remote,
         service: &TokenService,
         scope: &str,
+        caller: Option<&Caller>,
         was_refused: bool,
     ) -> Result<Token, Error> {
-        let login = self.login(was_refused).await?;
-        let result = self.exchange(remote, service, scope, login.as_ref()).await;
-        if !matches!(result, Err(Error::Unauthorized { .. })) {
+        let login = self.login(caller, was_refused).await?;
+        let whose = self.whose(caller);
+        let result = self.exchange(remote, service, scope, login.as_ref(), whose).await;
+        if whose == Whose::Caller || !matches!(result, Err(Error::Unauthorized { .. })) {
             return result;
         }
         // It may have expired, or been rotated, since it was read.
-        let newer = self.login(true).await?;
-        if newer == login { result } else { self.exchange(remote, service, scope, newer.as_ref()).await }
+        let newer = self.login(caller, true).await?;
+        if newer == login {
+            result
+        } else {
+            self.exchange(remote, service, scope, newer.as_ref(), whose).await
+        }
     }
 
     async fn exchange(
@@ -272,17 +313,21 @@ impl Auth {
         service: &TokenService,
         scope: &str,
         login: Option<&Login>,
+        whose: Whose,
     ) -> Result<Token, Error> {
+        let fetch = async |grant| token::fetch(remote, service, scope, grant, whose).await;
         let issued = match login {
-            None => token::fetch(remote, service, scope, Grant::Anonymous).await,
+            None => fetch(Grant::Anonymous).await,
+            // Where it is replaced, that is for the caller to learn.
+            Some(Login::IdentityToken(token)) if whose == Whose::Caller => fetch(Grant::Refresh(token)).await,
             Some(Login::IdentityToken(original)) => self.refresh(remote, service, scope, original).await,
             Some(login @ Login::Password { username, password }) => {
                 let post = Grant::Password { username, password };
                 let must_post = self.lock().posting.as_ref() == Some(&service.site);
                 let first = if must_post { post } else { Grant::Basic(login) };
-                match token::fetch(remote, service, scope, first).await {
+                match fetch(first).await {
                     Err(refusal) if !must_post && wants_another_method(&refusal) => {
-                        let issued = token::fetch(remote, service, scope, post).await;
+                        let issued = fetch(post).await;
                         if issued.is_ok() {
                             self.lock().posting = Some(service.site.clone());
                         }
@@ -306,7 +351,7 @@ impl Auth {
     ) -> Result<Issued, Refusal> {
         let mut sent = self.rotated(service, original).unwrap_or_else(|| original.clone());
         loop {
-            match token::fetch(remote, service, scope, Grant::Refresh(&sent)).await {
+            match token::fetch(remote, service, scope, Grant::Refresh(&sent), Whose::Edge).await {
                 Ok(issued) => {
                     if let Some(current) = issued.refresh_token.as_ref().filter(|token| **token != sent) {
                         self.lock().rotated = Some(Rotated {
@@ -346,8 +391,11 @@ impl Auth {
         }
     }
 
-    /// The login, not the known one after a refusal.
-    async fn login(&self, was_refused: bool) -> Result<Option<Login>, Error> {
+    /// The caller's login, or the edge's; of that, not the known one after a refusal.
+    async fn login(&self, caller: Option<&Caller>, was_refused: bool) -> Result<Option<Login>, Error> {
+        if let Some(caller) = caller {
+            return Ok(caller.login().cloned());
+        }
         let current = self.login.current(was_refused).await;
         current.map_err(|error| Error::Misconfigured { at: self.place.clone(), reason: error.to_string() })
     }

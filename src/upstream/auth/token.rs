@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::routing::Login;
 use crate::runtime::{Secret, Timestamp};
 use crate::upstream::body::{self, Pace, ReadError};
-use crate::upstream::error::Error;
+use crate::upstream::error::{Error, Whose};
 use crate::upstream::remote::{self, Outgoing, Remote};
 use crate::upstream::response;
 
@@ -38,7 +38,7 @@ const CLIENT_ID: &str = "clawhub-edge";
 pub(super) struct Token {
     pub(super) header: HeaderValue,
     asked_at: Timestamp,
-    asked: Instant,
+    pub(super) asked: Instant,
     usable_for: Duration,
 }
 
@@ -100,6 +100,7 @@ pub(super) async fn fetch(
     service: &TokenService,
     scope: &str,
     grant: Grant<'_>,
+    whose: Whose,
 ) -> Result<Issued, Refusal> {
     let (asked_at, asked) = (remote.now(), Instant::now());
     let not_a_registry = |reason: String| Error::NotARegistry {
@@ -126,7 +127,7 @@ pub(super) async fn fetch(
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
         let text = body::drain(body, remote.config()).await;
-        let error = refusal(remote, service, &head, &text);
+        let error = refusal(remote, service, &head, &text, whose);
         return Err(Refusal { status: Some(head.status), error });
     }
     let text =
@@ -147,17 +148,15 @@ pub(super) async fn fetch(
     Ok(Issued { token: Token { header, asked_at, asked, usable_for }, refresh_token })
 }
 
-fn refusal(remote: &Remote, service: &TokenService, head: &Parts, text: &[u8]) -> Error {
+fn refusal(remote: &Remote, service: &TokenService, head: &Parts, text: &[u8], whose: Whose) -> Error {
     let at = remote.place().clone();
     let retry_after = response::retry_after(&head.headers, remote.now());
     let words = oauth_code(text)
         .map_or_else(|| remote::words(head.status, text), |code| format!("{}, {code}", head.status.as_u16()));
     match head.status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => Error::Unauthorized {
-            at,
-            has_credential: remote.has_credential(),
-            detail: format!("the token service {}: {words}", service.site),
-        },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+            Error::Unauthorized { at, whose, detail: format!("the token service {}: {words}", service.site) }
+        }
         StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { at, retry_after },
         status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
             unreachable(remote, service, &words, retry_after)

@@ -57,10 +57,8 @@ struct Token {
 enum Scheme {
     #[default]
     Open,
-    Basic {
-        user: String,
-        password: String,
-    },
+    /// User names and passwords.
+    Basic(Vec<(String, String)>),
     Bearer(BearerConfig),
 }
 
@@ -78,8 +76,9 @@ impl Auth {
         self.scheme = Scheme::Open;
     }
 
-    pub(super) fn require_basic(&mut self, user: &str, password: &str) {
-        self.scheme = Scheme::Basic { user: user.to_owned(), password: password.to_owned() };
+    pub(super) fn require_basic(&mut self, users: &[(&str, &str)]) {
+        let own = |&(user, password): &(&str, &str)| (user.to_owned(), password.to_owned());
+        self.scheme = Scheme::Basic(users.iter().map(own).collect());
     }
 
     pub(super) fn require_bearer(&mut self, config: BearerConfig) {
@@ -90,6 +89,10 @@ impl Auth {
         self.restricted.push((prefix.to_owned(), users.iter().map(|user| (*user).to_owned()).collect()));
     }
 
+    pub(super) fn unrestrict(&mut self, prefix: &str) {
+        self.restricted.retain(|(restricted, _)| restricted != prefix);
+    }
+
     pub(super) fn revoke_tokens(&mut self) {
         self.tokens.clear();
     }
@@ -98,9 +101,9 @@ impl Auth {
     pub(super) fn refusal(&self, request: &Request, repository: Option<&str>, url: &str) -> Option<Answer> {
         match &self.scheme {
             Scheme::Open => None,
-            Scheme::Basic { user, password } => match basic(request) {
-                Some(given) if given == (user.clone(), password.clone()) => repository
-                    .is_some_and(|name| !self.may_read(Some(user), name))
+            Scheme::Basic(users) => match basic(request) {
+                Some(given) if users.contains(&given) => repository
+                    .is_some_and(|name| !self.may_read(Some(&given.0), name))
                     .then(|| Answer::error(403, "DENIED", "requested access to the resource is denied")),
                 _ => Some(unauthorized(r#"Basic realm="origin""#)),
             },

@@ -1,0 +1,35 @@
+//! `[auth]`.
+
+use std::time::Duration;
+
+use crate::runtime::Section;
+
+/// How long an upstream's word about a caller counts.
+#[derive(Debug, Clone, Copy)]
+pub struct AuthConfig {
+    /// How long a yes is believed.
+    pub verdict_ttl: Duration,
+    /// How long a no is.
+    pub denial_ttl: Duration,
+    /// How long after the last yes a caller is still admitted while the upstream cannot be asked.
+    pub grace: Duration,
+    /// How long a caller within the grace waits for the upstream.
+    pub patience: Duration,
+}
+
+impl AuthConfig {
+    /// Reads `[auth]`; a caller within the grace has the same `patience` as one with a stale tag.
+    pub fn read(section: &Section<'_>, patience: Duration) -> Self {
+        let config = Self {
+            verdict_ttl: section.read("verdict_ttl", Duration::from_mins(5)),
+            denial_ttl: section.read("denial_ttl", Duration::from_secs(30)),
+            grace: section.read("grace", Duration::from_hours(24)),
+            patience,
+        };
+        if config.verdict_ttl.is_zero() {
+            section
+                .mistake("verdict_ttl", "must be longer than nothing: a pull of an image is many requests");
+        }
+        config
+    }
+}

@@ -1,0 +1,166 @@
+//! What stands for a secret where it must not be seen.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use aws_lc_rs::hmac::{self, HMAC_SHA256, Key};
+use aws_lc_rs::rand;
+
+use crate::oci::Repository;
+use crate::routing::{CallerId, Login, UpstreamName};
+
+/// Bytes of the secret.
+const LEN: usize = 32;
+
+/// Hashes under a secret of this edge: who reads them learns nothing, and cannot try passwords on them.
+#[derive(Debug)]
+pub(super) struct KeyedHash(Key);
+
+impl KeyedHash {
+    /// The hash of the secret in a file, which is made where there is none. Blocking.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let secret = match read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make(path)?;
+                read(path)?
+            }
+            secret => secret?,
+        };
+        Ok(Self(Key::new(HMAC_SHA256, &secret)))
+    }
+
+    /// What stands for somebody who offers this login to this upstream.
+    pub(super) fn caller(&self, upstream: &UpstreamName, login: &Login) -> CallerId {
+        let (kind, name, secret) = match login {
+            Login::Password { username, password } => ("password", username.as_str(), password),
+            Login::IdentityToken(token) => ("identity token", "", token),
+        };
+        CallerId(self.of(&["caller", kind, upstream.as_str(), name, secret.expose()]))
+    }
+
+    /// What stands for a caller's right to pull from a repository.
+    pub(super) fn grant(&self, caller: CallerId, upstream: &UpstreamName, repository: &Repository) -> String {
+        let caller = hex(&caller.0);
+        hex(&self.of(&["grant", &caller, upstream.as_str(), repository.as_str()]))
+    }
+
+    /// HMAC-SHA-256 (RFC 2104) over the parts, each behind its length, so that no other parts give the same.
+    fn of(&self, parts: &[&str]) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.0);
+        for part in parts {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part.as_bytes());
+        }
+        let mut hash = [0; 32];
+        hash.copy_from_slice(context.sign().as_ref());
+        hash
+    }
+}
+
+fn read(path: &Path) -> io::Result<[u8; LEN]> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        return Err(io::Error::other("others may read it; only its owner should (chmod 600)"));
+    }
+    let mut secret = [0; LEN];
+    let is_whole = file.read_exact(&mut secret).is_ok() && file.read(&mut [0])? == 0;
+    if is_whole {
+        Ok(secret)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("it should have {LEN} bytes")))
+    }
+}
+
+/// Whole or not at all, also where two edges begin at once: the one that comes second takes what the first has made.
+fn make(path: &Path) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut secret = [0; LEN];
+    rand::fill(&mut secret).map_err(|_| io::Error::other("the machine gives no random bytes"))?;
+    let temporary = path.with_extension(std::process::id().to_string());
+    let written = (|| {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&secret)?;
+        file.sync_all()?;
+        match fs::hard_link(&temporary, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        }
+    })();
+    fs::remove_file(&temporary)?;
+    written?;
+    File::open(directory)?.sync_all()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String never fails.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Secret;
+
+    fn login(username: &str, password: &str) -> Login {
+        Login::password(username, Secret::new(password))
+    }
+
+    #[test]
+    fn the_secret_is_made_once_and_is_for_its_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/secret");
+        let upstream = "docker.io".parse().unwrap();
+        let id = || KeyedHash::open(&path).unwrap().caller(&upstream, &login("alice", "word"));
+        let first = id();
+        assert!(id() == first);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        let others: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(others.len(), 1, "nothing is left beside it");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(KeyedHash::open(&path).unwrap_err().to_string().contains("chmod"));
+        fs::remove_file(&path).unwrap();
+        assert!(id() != first, "another secret, other hashes");
+        fs::write(&path, "short").unwrap();
+        assert_eq!(KeyedHash::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn whatever_differs_has_another_hash() {
+        let hash = KeyedHash(Key::new(HMAC_SHA256, &[7; LEN]));
+        let upstream = |name: &str| name.parse::<UpstreamName>().unwrap();
+        let logins = [
+            login("alice", "word"),
+            login("alice", "Word"),
+            login("alic", "eword"),
+            login("", "aliceword"),
+            Login::IdentityToken(Secret::new("aliceword")),
+        ];
+        let mut ids: Vec<_> =
+            logins.iter().map(|login| hash.caller(&upstream("docker.io"), login).0).collect();
+        ids.push(hash.caller(&upstream("quay.io"), &logins[0]).0);
+        let distinct: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len());
+        let alice = hash.caller(&upstream("docker.io"), &logins[0]);
+        let grant = |caller, name: &str, repository: &str| {
+            hash.grant(caller, &upstream(name), &repository.parse().unwrap())
+        };
+        let one = grant(alice, "docker.io", "a/b");
+        assert_eq!(one.len(), 64);
+        for other in [
+            grant(alice, "docker.io", "a/c"),
+            grant(alice, "quay.io", "a/b"),
+            grant(hash.caller(&upstream("docker.io"), &logins[1]), "docker.io", "a/b"),
+        ] {
+            assert_ne!(one, other);
+        }
+    }
+}
