@@ -6,6 +6,7 @@
 pub mod oci;
 pub mod runtime;
 pub mod telemetry;
+pub mod database;
 pub mod routing;
 pub mod upstream;
 pub mod store;

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::auth::{self, Auth};
 use crate::config::Config;
+use crate::database::Database;
 use crate::frontend::{self, Endpoint, Listeners, PassedSockets, Service};
 use crate::pull::{self, Puller};
 use crate::routing::Routes;
@@ -29,6 +30,7 @@ pub struct App {
     endpoints: Vec<Endpoint>,
     reload: Arc<Notify>,
     store: Store,
+    database: Database,
     tasks: Tasks,
     metrics: telemetry::Metrics,
     drain_timeout: Duration,
@@ -76,15 +78,17 @@ impl App {
         let client_metrics =
             upstream::Metrics::register(metrics.registry()).context("registering metrics")?;
         let client = upstream::Client::new(config.fetch, &routes, Arc::clone(&clock), client_metrics)?;
-        let auth = if has_callers {
-            let (client, store, clock) = (client.clone(), store.clone(), Arc::clone(&clock));
-            let (tasks, metrics) = (tasks.clone(), auth::Metrics::register(&metrics));
-            let open =
-                move || Auth::of_callers(config.auth, &config.state, client, &store, clock, &tasks, metrics);
-            tokio::task::spawn_blocking(open).await??
-        } else {
-            Auth::open_to_all()
+        let database = Database::open(&config.database).await?;
+        let external_url = config.auth.external_url.clone();
+        let parts = auth::Parts {
+            database: database.clone(),
+            client: client.clone(),
+            store: store.clone(),
+            clock: Arc::clone(&clock),
+            tasks: tasks.clone(),
+            metrics: auth::Metrics::register(&metrics),
         };
+        let auth = Auth::open(config.auth, &config.state, has_callers, parts).await?;
         let puller = Puller::new(
             store.clone(),
             client,
@@ -95,12 +99,13 @@ impl App {
             pull::Metrics::register(&metrics),
         );
         let accounts = frontend::Accounts::register(&metrics, log.access().clone());
-        let service = Arc::new(Service::new(routes, auth, puller, &tasks, metrics.clone(), accounts));
+        let service =
+            Arc::new(Service::new(routes, auth, external_url, puller, &tasks, metrics.clone(), accounts));
         let endpoints = listeners.endpoints();
         let reload = Arc::new(Notify::new());
         listeners.serve(&service, &tasks, &reload);
         let drain_timeout = config.frontend.limits.drain_timeout;
-        Ok(Self { endpoints, reload, store, tasks, metrics, drain_timeout })
+        Ok(Self { endpoints, reload, store, database, tasks, metrics, drain_timeout })
     }
 
     /// Where pulls are answered.
@@ -131,6 +136,7 @@ impl App {
             tracing::warn!(tasks = stragglers, "stopped before everything had ended");
         }
         self.store.close().await;
+        self.database.close().await;
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use crate::routing::Site;
 use crate::runtime::Section;
 
 /// How long an upstream's word about a caller counts.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AuthConfig {
+    /// How clients reach this edge, or the nodes of a fleet; else it is what each of them calls it.
+    pub external_url: Option<Site>,
     /// How long a yes is believed.
     pub verdict_ttl: Duration,
     /// How long a no is.
@@ -18,9 +21,15 @@ pub struct AuthConfig {
 }
 
 impl AuthConfig {
-    /// Reads `[auth]`; a caller within the grace has the same `patience` as one with a stale tag.
-    pub fn read(section: &Section<'_>, patience: Duration) -> Self {
+    /// Reads `external_url` and `[auth]`; a caller within the grace has the same `patience` as one with a stale tag.
+    pub fn read(root: &Section<'_>, patience: Duration) -> Self {
+        let section = root.section("auth");
+        let external_url = root.optional::<String>("external_url").and_then(|url| {
+            let parsed = url.parse::<Site>();
+            parsed.map_err(|reason| root.mistake("external_url", reason.to_string())).ok()
+        });
         let config = Self {
+            external_url,
             verdict_ttl: section.read("verdict_ttl", Duration::from_mins(5)),
             denial_ttl: section.read("denial_ttl", Duration::from_secs(30)),
             grace: section.read("grace", Duration::from_hours(24)),

@@ -5,8 +5,11 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hmac::{self, HMAC_SHA256, Key};
 use aws_lc_rs::rand;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::oci::Repository;
 use crate::routing::{CallerId, Login, UpstreamName};
@@ -46,6 +49,17 @@ impl KeyedHash {
         hex(&self.of(&["grant", &caller, upstream.as_str(), repository.as_str()]))
     }
 
+    /// What stands for a token.
+    pub(super) fn token(&self, token: &str) -> [u8; 32] {
+        self.of(&["token", token])
+    }
+
+    /// What keeps things of this purpose from being read by whoever does not have the secret.
+    pub(super) fn sealer(&self, purpose: &str) -> Sealer {
+        // A key of 256 bits for it never fails.
+        RandomizedNonceKey::new(&AES_256_GCM_SIV, &self.of(&["seal", purpose])).map(Sealer).expect("32 bytes")
+    }
+
     /// HMAC-SHA-256 (RFC 2104) over the parts, each behind its length, so that no other parts give the same.
     fn of(&self, parts: &[&str]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.0);
@@ -56,6 +70,30 @@ impl KeyedHash {
         let mut hash = [0; 32];
         hash.copy_from_slice(context.sign().as_ref());
         hash
+    }
+}
+
+/// AES-256-GCM-SIV (RFC 8452), which a nonce that comes twice does not break, under a key of its own. Its texts are
+/// base64url.
+#[derive(Debug)]
+pub(super) struct Sealer(RandomizedNonceKey);
+
+impl Sealer {
+    /// What only [`unseal`](Self::unseal) with the same `context` reads.
+    pub(super) fn seal(&self, plain: &[u8], context: &str) -> Result<String, String> {
+        let mut bytes = plain.to_vec();
+        let sealed = self.0.seal_in_place_append_tag(Aad::from(context), &mut bytes);
+        let nonce = sealed.map_err(|_| "nothing can be sealed".to_owned())?;
+        bytes.splice(..0, nonce.as_ref().iter().copied());
+        Ok(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// What was sealed; `None` of anything else.
+    pub(super) fn unseal(&self, sealed: &str, context: &str) -> Option<Vec<u8>> {
+        let mut bytes = URL_SAFE_NO_PAD.decode(sealed).ok()?;
+        let (nonce, bytes) = bytes.split_at_mut_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        self.0.open_in_place(nonce, Aad::from(context), bytes).ok().map(|plain| plain.to_vec())
     }
 }
 
@@ -131,6 +169,30 @@ mod tests {
         assert!(id() != first, "another secret, other hashes");
         fs::write(&path, "short").unwrap();
         assert_eq!(KeyedHash::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn what_is_sealed_is_read_by_the_same_secret_for_the_same_purpose_and_context_alone() {
+        let hash = |byte| KeyedHash(Key::new(HMAC_SHA256, &[byte; LEN]));
+        let sealer = hash(7).sealer("login");
+        let sealed = sealer.seal(b"a secret", "docker.io").unwrap();
+        assert_ne!(sealed, sealer.seal(b"a secret", "docker.io").unwrap());
+        assert!(!sealed.contains(&URL_SAFE_NO_PAD.encode("secret")));
+        assert_eq!(hash(7).sealer("login").unseal(&sealed, "docker.io").unwrap(), b"a secret");
+        for (sealer, context) in [
+            (hash(8).sealer("login"), "docker.io"),
+            (hash(7).sealer("key"), "docker.io"),
+            (sealer, "quay.io"),
+        ] {
+            assert_eq!(sealer.unseal(&sealed, context), None);
+        }
+        let sealer = hash(7).sealer("login");
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone().into_bytes();
+            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+            assert_eq!(sealer.unseal(&String::from_utf8(changed).unwrap(), "docker.io"), None, "{at}");
+            assert_eq!(sealer.unseal(&sealed[..at], "docker.io"), None, "{at}");
+        }
     }
 
     #[test]

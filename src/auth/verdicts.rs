@@ -179,7 +179,11 @@ impl Verdicts {
                     }
                     // Some registries say so in place of a no.
                     Denial::Unknown(_) => {}
-                    Denial::Unavailable(_) | Denial::Unusable | Denial::Internal => return outcome,
+                    Denial::Unavailable(_)
+                    | Denial::Unusable
+                    | Denial::InvalidToken
+                    | Denial::InsufficientScope
+                    | Denial::Internal => return outcome,
                 }
                 self.0.store.metadata().remove_grant(&self.grant(route));
             }

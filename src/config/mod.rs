@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::auth::AuthConfig;
+use crate::database::DatabaseConfig;
 use crate::frontend::{FrontendConfig, ListenAddress};
 use crate::pull::{FillConfig, TagConfig};
 use crate::routing::RoutingConfig;
@@ -42,6 +43,8 @@ pub struct Config {
     pub frontend: FrontendConfig,
     /// `[auth]`.
     pub auth: AuthConfig,
+    /// `[database]`.
+    pub database: DatabaseConfig,
     /// `state.directory`: where what no other machine could make anew is kept, such as secrets.
     pub state: PathBuf,
     /// `auth.anonymous`: whether whoever reaches a listener may pull what the upstream credentials may.
@@ -100,12 +103,14 @@ impl Config {
     fn read(root: &Section<'_>, file: Option<PathBuf>, environment: &BTreeMap<String, String>) -> Self {
         let auth = root.section("auth");
         let tags = TagConfig::read(&root.section("tags"));
+        let state = root.section("state").optional("directory").unwrap_or_else(|| STATE.of(environment));
         let config = Self {
             file,
             log: LogConfig::read(&root.section("log")),
             store: StoreConfig::read(&root.section("store"), CACHE.of(environment)),
-            state: root.section("state").optional("directory").unwrap_or_else(|| STATE.of(environment)),
-            auth: AuthConfig::read(&auth, tags.revalidate_timeout),
+            database: DatabaseConfig::read(&root.section("database"), &state),
+            state,
+            auth: AuthConfig::read(root, tags.revalidate_timeout),
             routing: RoutingConfig::read(root),
             fetch: FetchConfig::read(&root.section("fetch")),
             tags,

@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Tags,
     Referrers,
     Catalog,
+    /// Of the token service.
+    Token,
     Write,
     /// Nothing of the pull API.
     Invalid,
@@ -27,13 +29,14 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Base,
         Self::Manifest,
         Self::Blob,
         Self::Tags,
         Self::Referrers,
         Self::Catalog,
+        Self::Token,
         Self::Write,
         Self::Invalid,
         Self::Refused,
@@ -48,6 +51,7 @@ impl Kind {
             Self::Tags => "tags",
             Self::Referrers => "referrers",
             Self::Catalog => "catalog",
+            Self::Token => "token",
             Self::Write => "write",
             Self::Invalid => "invalid",
             Self::Refused => "refused",

@@ -272,7 +272,8 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
-    use crate::auth::Auth;
+    use crate::auth::{self, Auth, AuthConfig};
+    use crate::database::{Database, DatabaseConfig};
     use crate::frontend::Accounts;
     use crate::frontend::client::Source;
     use crate::oci::{Algorithm, Digest, Reference};
@@ -309,18 +310,28 @@ mod tests {
             &routes,
             Arc::clone(&clock),
             upstream::Metrics::register(metrics.registry()).unwrap(),
-        );
+        )
+        .unwrap();
         let digest = Digest::of(Algorithm::Sha256, MANIFEST);
         store.put(digest.verify(Bytes::from_static(MANIFEST)).unwrap(), Duration::ZERO).await.unwrap();
         let route = routes.find(None, None, &"library/app".parse().unwrap()).unwrap();
-        let auth = Auth::open_to_all();
+        let state = directory.join("state");
+        let parts = auth::Parts {
+            database: Database::open(&DatabaseConfig::read(&root.section("database"), &state)).await.unwrap(),
+            client: client.clone(),
+            store: store.clone(),
+            clock: Arc::clone(&clock),
+            tasks: tasks.clone(),
+            metrics: auth::Metrics::register(&metrics),
+        };
+        let auth = Auth::open(AuthConfig::read(&root, Duration::ZERO), &state, false, parts).await.unwrap();
         let admitted = auth.admit_at_once(route.clone()).unwrap();
         for scope in [Scope::Repository(&route.repository), Scope::Upstream] {
             store.metadata().set_visible(route.upstream.name.as_str(), scope, &digest, clock.now());
         }
         let puller = Puller::new(
             store,
-            client.unwrap(),
+            client,
             TagConfig::read(&root.section("tags")),
             FillConfig::read(&root.section("fill")),
             clock,
@@ -330,7 +341,7 @@ mod tests {
         puller.manifest(&admitted, &Reference::Digest(digest), Want::Body).await.unwrap();
         let log = LogConfig { format: LogFormat::Text, level: "off".to_owned() }.start();
         let accounts = Accounts::register(&metrics, log.access().clone());
-        (Arc::new(Service::new(routes, auth, puller, &tasks, metrics, accounts)), digest)
+        (Arc::new(Service::new(routes, auth, None, puller, &tasks, metrics, accounts)), digest)
     }
 
     async fn fixture() -> Fixture {

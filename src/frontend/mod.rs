@@ -30,6 +30,7 @@ mod requests;
 mod respond;
 mod service;
 mod tls;
+mod tokens;
 
 pub use accounts::Accounts;
 pub use address::{Endpoint, ListenAddress};

@@ -10,9 +10,9 @@ use arrayvec::ArrayString;
 use hyper::StatusCode;
 
 use crate::auth::Denial;
-use crate::oci::{Challenge, ErrorCode, RequestError, Scheme, concat};
+use crate::oci::{ErrorCode, RequestError, concat};
 use crate::pull::{self, Freshness, Served};
-use crate::routing::{RoutingError, UpstreamName};
+use crate::routing::RoutingError;
 use crate::upstream::{self, Whose};
 
 /// The name of this cache in `Cache-Status`.
@@ -27,13 +27,13 @@ pub(super) struct Refusal {
     pub(super) code: ErrorCode,
     pub(super) message: String,
     pub(super) retry_after: Option<Duration>,
-    /// How a client says who it is.
-    pub(super) challenge: Option<Challenge>,
+    /// What is wrong with the token that came (RFC 6750, section 3.1).
+    pub(super) token_error: Option<&'static str>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, challenge: None }
+        Self { status, code, message: message.into(), retry_after: None, token_error: None }
     }
 
     fn retry(mut self, after: Duration) -> Self {
@@ -41,18 +41,27 @@ impl Refusal {
         self
     }
 
-    /// Whoever does not say who he is, or is not believed; `realm` tells him where the login is for.
-    pub(super) fn unauthenticated(realm: &str) -> Self {
-        let message = format!("{realm} wants a login, or another one");
-        let challenge = Challenge::new(Scheme::Basic).with("realm", realm);
+    /// Whoever does not say who he is, or is not believed.
+    fn unauthenticated(upstream: &str) -> Self {
+        let message = format!("{upstream} wants a login, or another one");
+        Self::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message)
+    }
+
+    fn bad_token(error: &'static str, message: &str) -> Self {
         let refusal = Self::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
-        Self { challenge: Some(challenge), ..refusal }
+        Self { token_error: Some(error), ..refusal }
     }
 
     /// Whoever may not pull from an upstream that judges its callers.
-    pub(super) fn of_denial(denial: &Denial, upstream: &UpstreamName) -> Self {
+    pub(super) fn of_denial(denial: &Denial, upstream: &str) -> Self {
         match denial {
-            Denial::Unusable | Denial::Unauthenticated => Self::unauthenticated(upstream.as_str()),
+            Denial::Unusable | Denial::Unauthenticated => Self::unauthenticated(upstream),
+            Denial::InvalidToken => {
+                Self::bad_token("invalid_token", "the token is not valid, or not any more")
+            }
+            Denial::InsufficientScope => {
+                Self::bad_token("insufficient_scope", "the token does not name what is asked for")
+            }
             Denial::Forbidden => Self::forbidden(upstream),
             Denial::Unknown(code) => {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{upstream} does not have it"))
@@ -64,7 +73,7 @@ impl Refusal {
         }
     }
 
-    fn forbidden(upstream: &UpstreamName) -> Self {
+    fn forbidden(upstream: &str) -> Self {
         let message = format!("{upstream} does not give this to the caller");
         Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
     }
@@ -181,7 +190,7 @@ impl From<&upstream::Error> for Refusal {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{name} does not have it"))
             }
             E::Unauthorized { whose: Whose::Caller, .. } => Self::unauthenticated(name.as_str()),
-            E::Forbidden { whose: Whose::Caller, .. } => Self::forbidden(name),
+            E::Forbidden { whose: Whose::Caller, .. } => Self::forbidden(name.as_str()),
             E::Unauthorized { whose: Whose::Edge, .. } | E::Forbidden { whose: Whose::Edge, .. } => {
                 bad_gateway(format!("{name} refuses this edge's credential"))
             }

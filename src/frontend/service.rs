@@ -18,28 +18,26 @@ use super::headers::{Headers, OCI_FILTERS_APPLIED, OCI_NAMESPACE, REQUEST_ID, Wi
 use super::multipart::Multipart;
 use super::referrers;
 use super::respond::Refusal;
+use super::tokens;
 use crate::auth::{Admitted, Auth, Denial, Wanted};
 use crate::oci::{
     ApiRequest, ByteRange, ContentRange, Digest, ErrorDocument, Page, RangeRequest, Reference, Repository,
     RequestError, Resolved, Target, Via, media_type, next_page_link,
 };
 use crate::pull::{self, BlobAnswer, Freshness, Puller, Reader, Want};
-use crate::routing::{Route, Routes, UpstreamName};
+use crate::routing::{Route, Routes, Site};
 use crate::runtime::Tasks;
 use crate::telemetry;
 use crate::upstream;
 
 const OCTET_STREAM: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const OCI_INDEX: HeaderValue = HeaderValue::from_static(media_type::OCI_INDEX);
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// Headers of an answer, those of `finish` included.
 const USUAL_HEADERS: usize = 10;
-
-/// Whom the challenge at the base of the API asks for.
-const CHALLENGE_REALM: &str = "clawhub-edge";
 
 /// A request id that a client may choose: longer ones are replaced.
 const MAX_REQUEST_ID: usize = 128;
@@ -60,6 +58,7 @@ pub(super) enum Facet {
 pub struct Service {
     routes: Routes,
     auth: Auth,
+    external_url: Option<Site>,
     puller: Puller,
     tasks: Tasks,
     exposition: telemetry::Metrics,
@@ -67,12 +66,12 @@ pub struct Service {
 }
 
 /// An answer before its common headers.
-struct Answer(
+pub(super) struct Answer(
     // Boxed: it goes through many hands, and each move of its 250 bytes costs more than one allocation.
     Box<Draft>,
 );
 
-struct Draft {
+pub(super) struct Draft {
     response: Response<ResponseBody>,
     /// How long the body of a GET is, where that is known.
     length: Option<u64>,
@@ -96,7 +95,7 @@ impl Answer {
         Self(Box::new(Draft { response, length: None, freshness: None }))
     }
 
-    fn text(status: StatusCode, content_type: HeaderValue, text: impl Into<Bytes>) -> Self {
+    pub(super) fn text(status: StatusCode, content_type: HeaderValue, text: impl Into<Bytes>) -> Self {
         let text: Bytes = text.into();
         let length = text.len() as u64;
         Self::new(status, ResponseBody::whole(text)).header(header::CONTENT_TYPE, content_type).length(length)
@@ -108,7 +107,7 @@ impl Answer {
     }
 
     /// Sets a header; a value that is none, which can only come from an upstream, is left out.
-    fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
+    pub(super) fn header(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
         if let Ok(value) = value.try_into() {
             self.0.response.headers_mut().insert(name, value);
         }
@@ -130,10 +129,6 @@ impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
         let document = ErrorDocument::single(refusal.code, refusal.message).to_json();
         let answer = Self::text(refusal.status, JSON, document);
-        let answer = match refusal.challenge {
-            Some(challenge) => answer.header(header::WWW_AUTHENTICATE, challenge.to_string()),
-            None => answer,
-        };
         match refusal.retry_after {
             Some(after) => answer.header(header::RETRY_AFTER, after.as_secs().max(1)),
             None => answer,
@@ -142,16 +137,31 @@ impl From<Refusal> for Answer {
 }
 
 impl Service {
-    /// A service over the routes, who may use them, and the puller; `exposition` is what `/metrics` shows.
+    /// A service over the routes, who may use them, and the puller. `external_url` is how clients reach it, else it is what
+    /// each of them calls it; `exposition` is what `/metrics` shows.
     pub fn new(
         routes: Routes,
         auth: Auth,
+        external_url: Option<Site>,
         puller: Puller,
         tasks: &Tasks,
         exposition: telemetry::Metrics,
         accounts: Accounts,
     ) -> Self {
-        Self { routes, auth, puller, tasks: tasks.clone(), exposition, accounts: Arc::new(accounts) }
+        let (tasks, accounts) = (tasks.clone(), Arc::new(accounts));
+        Self { routes, auth, external_url, puller, tasks, exposition, accounts }
+    }
+
+    pub(super) fn auth(&self) -> &Auth {
+        &self.auth
+    }
+
+    pub(super) fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    pub(super) fn external_url(&self) -> Option<&Site> {
+        self.external_url.as_ref()
     }
 
     pub(super) fn accounts(&self) -> &Arc<Accounts> {
@@ -166,11 +176,14 @@ impl Service {
         facet: Facet,
     ) -> Response<ResponseBody> {
         // A pull has no body; what a write brings is not read.
-        let (parts, _) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let log = log_request(&parts, client);
         let (kind, answer) = match self.operator_answer(&parts, facet) {
             Some(answer) => (Kind::Operator, answer),
-            None => self.api_answer(&parts).await,
+            None if tokens::is_path(parts.uri.path()) => {
+                (Kind::Token, Box::pin(self.token_answer(&parts, body)).await)
+            }
+            None => self.api_answer(&parts, client).await,
         };
         self.finish(log, kind, answer)
     }
@@ -253,7 +266,7 @@ impl Service {
     }
 
     /// The pull API, with the kind of request for the counters.
-    async fn api_answer(&self, parts: &Parts) -> (Kind, Answer) {
+    async fn api_answer(&self, parts: &Parts, client: &Client) -> (Kind, Answer) {
         if !matches!(parts.method, Method::GET | Method::HEAD) {
             let answer = Answer::from(Refusal::unsupported_method()).header(header::ALLOW, "GET, HEAD");
             return (Kind::Write, answer);
@@ -275,7 +288,15 @@ impl Service {
             Target::Catalog { .. } => Kind::Catalog,
             Target::Upload { .. } => Kind::Write,
         };
-        let answer = self.target_answer(parts, &request, via).await.unwrap_or_else(Answer::from);
+        let answer = self.target_answer(parts, &request, via).await.unwrap_or_else(|refusal| {
+            let challenge = (refusal.status == StatusCode::UNAUTHORIZED)
+                .then(|| self.challenge(parts, client, &request, refusal.token_error));
+            let answer = Answer::from(refusal);
+            match challenge.flatten() {
+                Some(challenge) => answer.header(header::WWW_AUTHENTICATE, challenge.to_string()),
+                None => answer,
+            }
+        });
         let answer = match &request.ns {
             Some(ns) => answer.header(OCI_NAMESPACE, ns.as_str()),
             None => answer,
@@ -290,7 +311,7 @@ impl Service {
                 self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
             let upstream = Arc::clone(&route.upstream);
             let admitted = self.auth.admit(Route { via: via.clone(), ..route }, &parts.headers, wanted).await;
-            admitted.map_err(|denial| deny(&denial, &upstream.name))
+            admitted.map_err(|denial| deny(&denial, upstream.name.as_str()))
         };
         // hyper moves the future of every request, so all but that of a hot manifest are boxed.
         match &request.target {
@@ -319,9 +340,8 @@ impl Service {
     /// Where some callers have to say who they are, everybody is told so here: Podman, CRI-O and Docker learn it nowhere
     /// else.
     fn base(&self, parts: &Parts) -> Result<Answer, Refusal> {
-        if self.auth.asks_callers() && !parts.headers.contains_key(header::AUTHORIZATION) {
-            return Err(Refusal::unauthenticated(CHALLENGE_REALM));
-        }
+        let greeted = self.auth.greet(&parts.headers);
+        greeted.map_err(|denial| Refusal::of_denial(&denial, "this registry"))?;
         Ok(Answer::text(StatusCode::OK, JSON, "{}"))
     }
 
@@ -415,8 +435,8 @@ impl Service {
         via: &Via,
     ) -> Result<Answer, Refusal> {
         let upstream = self.routes.upstream(ns, host(parts)).map_err(|error| Refusal::from(&error))?;
-        let caller = self.auth.caller(upstream, &parts.headers);
-        let caller = caller.map_err(|denial| deny(&denial, &upstream.name))?;
+        let caller = self.auth.admit_to_catalog(upstream, &parts.headers);
+        let caller = caller.map_err(|denial| deny(&denial, upstream.name.as_str()))?;
         let list = self.puller.catalog(upstream, caller.as_ref(), via, page).await;
         let list = list
             .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
@@ -490,7 +510,7 @@ fn refuse(error: &crate::pull::Error) -> Refusal {
 }
 
 /// The refusal of somebody who is not admitted; the decision is in the log where it was made.
-fn deny(denial: &Denial, upstream: &UpstreamName) -> Refusal {
+fn deny(denial: &Denial, upstream: &str) -> Refusal {
     if let Denial::Unavailable(error) = denial {
         tracing::warn!(%error, "whether a caller may pull cannot be asked");
     }
@@ -520,7 +540,7 @@ async fn part(blob: BlobAnswer, range: ByteRange, size: u64) -> Result<Answer, R
 }
 
 /// Whom the client means to talk to: HTTP/2 says it in the request's own authority.
-fn host(parts: &Parts) -> Option<&str> {
+pub(super) fn host(parts: &Parts) -> Option<&str> {
     let authority = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
     authority.or_else(|| parts.headers.get(header::HOST)?.to_str().ok())
 }

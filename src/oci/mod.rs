@@ -43,6 +43,7 @@ mod name;
 mod percent;
 mod range;
 mod request;
+mod scope;
 mod sha256;
 mod via;
 
@@ -59,4 +60,5 @@ pub use media_type::{MANIFEST_ACCEPT, essence};
 pub use name::{NameError, Reference, ReferenceError, Repository, Tag};
 pub use range::{ByteRange, ContentRange, RangeError, RangeRequest, RangeSpec, Resolved};
 pub use request::{ApiRequest, Page, RequestError, Target};
+pub use scope::PullScope;
 pub use via::{NodeId, Via};

@@ -305,6 +305,7 @@ async fn a_request_that_cannot_be_read_as_one_login_is_refused() {
     let (alice, bob) = (basic(ALICE), basic(BOB));
     for headers in [
         &[("Authorization", "Bearer abc")][..],
+        &[("Authorization", "Bearer a.b.c")],
         &[("Authorization", "Basic ???")],
         &[("Authorization", "")],
         &[("Authorization", &alice), ("Authorization", &bob)],
@@ -318,4 +319,232 @@ async fn a_request_that_cannot_be_read_as_one_login_is_refused() {
     assert_error(&ping, 401, "UNAUTHORIZED");
     assert!(ping.header("WWW-Authenticate").is_some());
     assert_eq!(http::get(edge.addr(), "/v2/", &[("Authorization", &alice)]).await.status, 200);
+}
+
+/// The parameters of the one challenge of an answer.
+fn challenge(answer: &Response) -> std::collections::HashMap<String, String> {
+    let text =
+        answer.header("WWW-Authenticate").expect("a challenge").strip_prefix("Bearer ").expect("for a token");
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap();
+        (name.to_owned(), value.trim_matches('"').to_owned())
+    };
+    text.split(',').map(pair).collect()
+}
+
+/// What a client does with a challenge: the token, and everything else that the token service says.
+async fn token(edge: &Edge, challenged: &Response, who: Option<(&str, &str)>) -> serde_json::Value {
+    let challenge = challenge(challenged);
+    let realm =
+        challenge["realm"].strip_prefix(&format!("http://{}", edge.addr())).expect("this edge").to_owned();
+    let scope = challenge.get("scope").map(|scope| format!("&scope={scope}")).unwrap_or_default();
+    let path = format!("{realm}?service={}{scope}", challenge["service"]);
+    let authorization = who.map(basic);
+    let headers: Vec<_> =
+        authorization.as_deref().map(|value| ("Authorization", value)).into_iter().collect();
+    let got = http::get(edge.addr(), &path, &headers).await;
+    assert_eq!(got.status, 200, "{}", got.text());
+    assert_eq!(got.header("Cache-Control"), Some("no-store"));
+    got.json()
+}
+
+fn bearer_of(reply: &serde_json::Value) -> String {
+    format!("Bearer {}", reply["token"].as_str().unwrap())
+}
+
+/// A token as JSON: its header and its claims.
+fn decoded(token: &str) -> [serde_json::Value; 2] {
+    let parts: Vec<_> = token.split('.').collect();
+    [parts[0], parts[1]].map(|part| {
+        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part).unwrap();
+        serde_json::from_slice(&bytes).unwrap()
+    })
+}
+
+#[tokio::test]
+async fn a_token_stands_for_a_login_and_names_one_repository() {
+    let origin = Origin::start().await;
+    let image = origin.add_image("team-a/app", "1", vec!["a private layer".into()]);
+    let public = origin.add_image("public/app", "1", vec!["for everybody".into()]);
+    two_users(&origin, true);
+    let edge = judging(&origin, "").start().await;
+    let path = manifest("team-a/app", "1");
+    let challenged = http::get(edge.addr(), &path, &[]).await;
+    assert_error(&challenged, 401, "UNAUTHORIZED");
+    assert_eq!(challenge(&challenged)["realm"], format!("http://{}/token/origin.test", edge.addr()));
+    assert_eq!(challenge(&challenged)["scope"], "repository:team-a/app:pull");
+    let alices = token(&edge, &challenged, Some(ALICE)).await;
+    assert_eq!(alices["expires_in"], 300);
+    assert_eq!(alices["token"], alices["access_token"]);
+    let issued: Result<jiff::Timestamp, _> = alices["issued_at"].as_str().unwrap().parse();
+    assert!(issued.is_ok());
+    let text = alices["token"].as_str().unwrap();
+    let [header, claims] = decoded(text);
+    assert_eq!(header["alg"], "EdDSA");
+    let access = json!([{ "type": "repository", "name": "origin.test/team-a/app", "actions": ["pull"] }]);
+    assert_eq!(claims["access"], access);
+    assert!(!claims.to_string().contains("alice") && !claims.to_string().contains("sesame"), "{claims}");
+    let jwks = http::get(edge.addr(), "/.well-known/jwks.json", &[]).await.json();
+    assert!(
+        jwks["keys"].as_array().unwrap().iter().any(|key| key["kid"] == header["kid"] && key["use"] == "sig")
+    );
+    assert!(jwks.to_string().find("\"d\"").is_none(), "a private key is shown");
+
+    let with =
+        async |path: &str, token: &str| http::get(edge.addr(), path, &[("Authorization", token)]).await;
+    for path in paths("team-a/app", "1", &image) {
+        let got = with(&path, &bearer_of(&alices)).await;
+        assert_eq!(got.status, 200, "{path}: {}", got.text());
+        // By the name of the upstream too.
+        let prefixed = path.replace("/v2/", "/v2/origin.test/");
+        assert_eq!(with(&prefixed, &bearer_of(&alices)).await.status, 200, "{prefixed}");
+    }
+    // It is for this repository, whoever may pull from others.
+    for path in paths("public/app", "1", &public) {
+        let got = with(&path, &bearer_of(&alices)).await;
+        assert_error(&got, 401, "UNAUTHORIZED");
+        assert_eq!(challenge(&got)["error"], "insufficient_scope");
+    }
+    // Bob's says who he is, and the upstream what that is worth.
+    let bobs = token(&edge, &challenged, Some(BOB)).await;
+    assert_eq!(with(&path, &bearer_of(&bobs)).await.status, 401);
+    let nobodys = token(&edge, &challenged, None).await;
+    assert_eq!(with(&path, &bearer_of(&nobodys)).await.status, 401);
+    let challenged = http::get(edge.addr(), "/v2/", &[]).await;
+    assert_eq!(challenge(&challenged).get("scope"), None);
+    assert_eq!(http::get(edge.addr(), "/v2/", &[("Authorization", &bearer_of(&nobodys))]).await.status, 200);
+    // What everybody may see, anybody's token may.
+    let public = http::get(
+        edge.addr(),
+        "/token?service=clawhub-edge&scope=repository:public/app:pull,push&scope=repository:team-a/app:push",
+        &[],
+    );
+    let public = public.await.json();
+    let [_, claims] = decoded(public["token"].as_str().unwrap());
+    let access = json!([{ "type": "repository", "name": "origin.test/public/app", "actions": ["pull"] }]);
+    assert_eq!(claims["access"], access, "pull is the only right there is");
+    assert_eq!(with(&manifest("public/app", "1"), &bearer_of(&public)).await.status, 200);
+    for secret in ["sesame", text, &basic(ALICE)] {
+        assert!(!edge.log().contains(secret), "a secret is in the log");
+    }
+}
+
+#[tokio::test]
+async fn a_token_by_post_stands_for_a_password_or_an_identity_token() {
+    let origin = Origin::start().await;
+    let image = origin.add_image("team-a/app", "1", vec!["a private layer".into()]);
+    origin.require_bearer(BearerConfig {
+        users: vec![(ALICE.0.to_owned(), ALICE.1.to_owned())],
+        identity_tokens: vec![("alice".to_owned(), "alices-identity".to_owned())],
+        ..BearerConfig::default()
+    });
+    origin.restrict("team-a/", &["alice"]);
+    let edge = judging(&origin, "").start().await;
+    let post = async |form: &str, headers: &[(&str, &str)]| {
+        let mut all = vec![("Content-Type", "application/x-www-form-urlencoded")];
+        all.extend(headers);
+        http::request("POST", edge.addr(), "/token/origin.test", &all, form.as_bytes()).await
+    };
+    let common = "service=clawhub-edge&scope=repository%3Ateam-a%2Fapp%3Apull&client_id=test";
+    for grant in [
+        "grant_type=password&username=alice&password=alices+sesame",
+        "grant_type=refresh_token&refresh_token=alices-identity",
+    ] {
+        let got = post(&format!("{grant}&{common}"), &[]).await;
+        assert_eq!(got.status, 200, "{}", got.text());
+        let authorization = bearer_of(&got.json());
+        for path in paths("team-a/app", "1", &image) {
+            let got = http::get(edge.addr(), &path, &[("Authorization", &authorization)]).await;
+            assert_eq!(got.status, 200, "{path} {}", got.text());
+        }
+    }
+    for (form, headers, error) in [
+        ("", &[][..], "invalid_request"),
+        ("grant_type=password&username=alice", &[], "invalid_request"),
+        ("grant_type=refresh_token", &[], "invalid_request"),
+        ("grant_type=client_credentials", &[], "unsupported_grant_type"),
+        (
+            "grant_type=refresh_token&refresh_token=x",
+            &[("Authorization", "Basic YWxpY2U6YTpi")],
+            "invalid_request",
+        ),
+        (&"x".repeat(100 << 10), &[], "invalid_request"),
+    ] {
+        let got = post(form, headers).await;
+        assert_eq!(got.status, 400, "{}", got.text());
+        assert_eq!(got.json()["error"], error);
+    }
+    for (method, path, status) in [
+        ("PUT", "/token", 405),
+        ("DELETE", "/token/origin.test", 405),
+        ("POST", "/.well-known/jwks.json", 405),
+        ("GET", "/token/unknown.test", 404),
+        ("GET", "/tokens", 404),
+    ] {
+        let got = http::request(method, edge.addr(), path, &[], b"").await;
+        assert_eq!(got.status, status, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_good_as_it_was_issued_and_after_a_restart() {
+    let origin = Origin::start().await;
+    let image = origin.add_image("team-a/app", "1", vec!["a private layer".into()]);
+    two_users(&origin, true);
+    let mut edge = judging(&origin, "").start().await;
+    let path = manifest("team-a/app", &image.manifest_digest);
+    let challenged = http::get(edge.addr(), &path, &[]).await;
+    let authorization = bearer_of(&token(&edge, &challenged, Some(ALICE)).await);
+    let stranger = judging(&origin, "").start().await;
+    let challenged = http::get(stranger.addr(), &path, &[]).await;
+    let foreign = bearer_of(&token(&stranger, &challenged, Some(ALICE)).await);
+    let token = authorization.strip_prefix("Bearer ").unwrap();
+    let [mut header, mut claims] = decoded(token);
+    let encoded = |value: &serde_json::Value| {
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(value.to_string())
+    };
+    let parts: Vec<&str> = token.split('.').collect();
+    let with_claims =
+        |claims: &serde_json::Value| format!("Bearer {}.{}.{}", parts[0], encoded(claims), parts[2]);
+    let mut bad = vec![
+        foreign,
+        format!("Bearer {}.{}.", parts[0], parts[1]),
+        format!("Bearer {}", parts[..2].join(".")),
+    ];
+    // Confused algorithms: none at all, and one whose key everybody knows.
+    for algorithm in ["none", "None", "HS256", "RS256", "ES256"] {
+        header["alg"] = algorithm.into();
+        bad.push(format!("Bearer {}.{}.{}", encoded(&header), parts[1], parts[2]));
+        bad.push(format!("Bearer {}.{}.", encoded(&header), parts[1]));
+    }
+    for (name, value) in [
+        ("exp", json!(4_000_000_000_u64)),
+        ("aud", json!("somebody-else")),
+        ("iss", json!("somebody-else")),
+        (
+            "access",
+            json!([{ "type": "repository", "name": "origin.test/team-b/app", "actions": ["pull", "push"] }]),
+        ),
+    ] {
+        let before = std::mem::replace(&mut claims[name], value);
+        bad.push(with_claims(&claims));
+        claims[name] = before;
+    }
+    for at in [0, parts[0].len() + 3, token.len() / 2, token.len() - 2] {
+        let mut changed = token.to_owned().into_bytes();
+        changed[at] = if changed[at] == b'x' { b'y' } else { b'x' };
+        bad.push(format!("Bearer {}", String::from_utf8(changed).unwrap()));
+    }
+    for is_restarted in [false, true] {
+        if is_restarted {
+            edge.restart().await;
+        }
+        let got = http::get(edge.addr(), &path, &[("Authorization", &authorization)]).await;
+        assert_eq!(got.status, 200, "{}", got.text());
+        for authorization in &bad {
+            let got = http::get(edge.addr(), &path, &[("Authorization", authorization)]).await;
+            assert_error(&got, 401, "UNAUTHORIZED");
+            assert_eq!(challenge(&got)["error"], "invalid_token", "{authorization}");
+        }
+    }
 }
