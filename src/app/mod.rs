@@ -70,7 +70,7 @@ impl App {
             let metrics = store::Metrics::register(&metrics);
             tokio::task::spawn_blocking(move || Store::open(&config, clock, metrics)).await??
         };
-        for warning in &config.routing.warnings {
+        for warning in config.routing.warnings.iter().chain(&config.logins_in_clear()) {
             tracing::warn!("{warning}");
         }
         let has_callers = config.routing.has_callers();

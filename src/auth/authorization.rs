@@ -9,6 +9,9 @@ use super::Denial;
 use crate::routing::Login;
 use crate::runtime::Secret;
 
+/// A cloud's token for a password, or one of ours with such a login in it; what is longer is none that a registry takes.
+pub(super) const MAX_VALUE: usize = 8 << 10;
+
 /// What a request offers.
 #[derive(Debug)]
 pub(super) enum Authorization<'h> {
@@ -29,30 +32,35 @@ impl<'h> Authorization<'h> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let value = match (values.next(), values.next()) {
             (None, _) => return Ok(Self::None),
-            (Some(value), None) => value.to_str().map_err(|_| Denial::Unusable)?,
-            // Another proxy might read the other one.
-            (Some(_), Some(_)) => return Err(Denial::Unusable),
+            (Some(value), None) if value.len() <= MAX_VALUE => {
+                value.to_str().map_err(|_| Denial::Unusable)?
+            }
+            // Of several, another proxy might read the other one.
+            (Some(_), _) => return Err(Denial::Unusable),
         };
         let (scheme, given) = value.split_once(' ').ok_or(Denial::Unusable)?;
         let given = given.trim();
         if scheme.eq_ignore_ascii_case("bearer") && !given.is_empty() {
             Ok(Self::Token(given))
         } else if scheme.eq_ignore_ascii_case("basic") {
-            let login = basic(given).ok_or(Denial::Unusable)?;
-            Ok(login.map_or(Self::None, Self::Login))
+            basic(given).ok_or(Denial::Unusable)
         } else {
             Err(Denial::Unusable)
         }
     }
 }
 
-/// A pair of user name and password; no login where both are empty, which Podman sends where it is asked for one and has
-/// none.
-fn basic(encoded: &str) -> Option<Option<Login>> {
+/// A pair of user name and password; nothing where both are empty, which Podman sends where it is asked for a login and has
+/// none. `None` where it is no pair.
+fn basic(encoded: &str) -> Option<Authorization<'_>> {
     let pair = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
     let (username, password) = pair.split_once(':')?;
     let is_empty = username.is_empty() && password.is_empty();
-    Some((!is_empty).then(|| Login::password(username, Secret::new(password))))
+    Some(if is_empty {
+        Authorization::None
+    } else {
+        Authorization::Login(Login::password(username, Secret::new(password)))
+    })
 }
 
 #[cfg(test)]

@@ -43,10 +43,16 @@ impl KeyedHash {
         CallerId(self.of(&["caller", kind, upstream.as_str(), name, secret.expose()]))
     }
 
-    /// What stands for a caller's right to pull from a repository.
-    pub(super) fn grant(&self, caller: CallerId, upstream: &UpstreamName, repository: &Repository) -> String {
+    /// What stands for a caller's right of this class in a repository.
+    pub(super) fn grant(
+        &self,
+        caller: CallerId,
+        upstream: &UpstreamName,
+        repository: &Repository,
+        class: &str,
+    ) -> String {
         let caller = hex(&caller.0);
-        hex(&self.of(&["grant", &caller, upstream.as_str(), repository.as_str()]))
+        hex(&self.of(&["grant", &caller, upstream.as_str(), repository.as_str(), class]))
     }
 
     /// What stands for a token.
@@ -213,7 +219,7 @@ mod tests {
         assert_eq!(distinct.len(), ids.len());
         let alice = hash.caller(&upstream("docker.io"), &logins[0]);
         let grant = |caller, name: &str, repository: &str| {
-            hash.grant(caller, &upstream(name), &repository.parse().unwrap())
+            hash.grant(caller, &upstream(name), &repository.parse().unwrap(), "content")
         };
         let one = grant(alice, "docker.io", "a/b");
         assert_eq!(one.len(), 64);

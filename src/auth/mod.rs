@@ -28,6 +28,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hyper::HeaderMap;
+use hyper::header::AUTHORIZATION;
 
 pub use config::AuthConfig;
 pub use issue::Right;
@@ -75,6 +76,8 @@ pub enum Denial {
     Unknown(ErrorCode),
     /// The upstream cannot be asked, and has not said yes within the grace.
     Unavailable(Arc<upstream::Error>),
+    /// So many are asked about at once that this one has found no place.
+    Busy,
     /// A task of ours died; its panic is in the log.
     Internal,
 }
@@ -150,12 +153,12 @@ impl Auth {
     }
 
     /// Admits a request without an `Authorization`, if memory alone can tell. Waits for nothing and asks nobody.
-    pub fn admit_at_once(&self, route: Route) -> Option<Admitted> {
+    pub fn admit_at_once(&self, route: Route, wanted: Wanted<'_>) -> Option<Admitted> {
         if route.upstream.access != Access::Caller {
             return Some(Admitted(route));
         }
         let route = Route { caller: Some(Caller::anonymous()), ..route };
-        self.verdicts.is_granted(&route).then_some(Admitted(route))
+        self.verdicts.is_granted(&route, wanted).then_some(Admitted(route))
     }
 
     /// Admits a request with these headers, which wants `wanted` of the route's repository. Where its upstream judges
@@ -175,9 +178,16 @@ impl Auth {
             return Ok(Admitted(route));
         };
         let route = Route { caller: Some(caller), ..route };
-        if !self.verdicts.is_granted(&route) {
+        if !self.verdicts.is_granted(&route, wanted) {
             // Boxed: hyper moves the future of every request, and most are answered from memory.
-            Box::pin(self.verdicts.judge(&route, wanted)).await?;
+            let judged = Box::pin(self.verdicts.judge(&route, wanted)).await;
+            judged.map_err(|denial| match denial {
+                // Clients show their login only when they are asked for it.
+                Denial::Forbidden | Denial::Unknown(_) if !headers.contains_key(AUTHORIZATION) => {
+                    Denial::Unauthenticated
+                }
+                denial => denial,
+            })?;
         }
         Ok(Admitted(route))
     }

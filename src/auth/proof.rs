@@ -5,7 +5,7 @@ use crate::routing::Route;
 use crate::upstream::{Client, Error, Purpose};
 
 /// What a request wants of a repository.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Wanted<'a> {
     /// A manifest.
     Manifest(&'a Reference),
@@ -17,6 +17,33 @@ pub enum Wanted<'a> {
     Referrers(&'a Digest),
 }
 
+impl Wanted<'_> {
+    /// Which right it takes.
+    pub(super) fn class(self) -> Class {
+        match self {
+            Self::Manifest(_) | Self::Blob(_) | Self::Referrers(_) => Class::Content,
+            Self::Tags => Class::List,
+        }
+    }
+}
+
+/// The rights that registries tell apart: who may list tags may not pull for that (Azure's `metadata/read`), nor the other
+/// way around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Class {
+    Content,
+    List,
+}
+
+impl Class {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Content => "content",
+            Self::List => "list",
+        }
+    }
+}
+
 /// The same, to be asked as the caller. That the upstream gives it to him is the proof; that its token service has issued
 /// a token is none, since it may hold less than was asked for (distribution `docs/spec/auth/token.md`).
 #[derive(Debug, Clone)]
@@ -24,7 +51,6 @@ pub(super) enum Proof {
     Manifest(Reference),
     Blob(Digest),
     Tags,
-    Referrers(Digest),
 }
 
 impl From<Wanted<'_>> for Proof {
@@ -33,33 +59,33 @@ impl From<Wanted<'_>> for Proof {
             Wanted::Manifest(reference) => Self::Manifest(reference.clone()),
             Wanted::Blob(digest) => Self::Blob(*digest),
             Wanted::Tags => Self::Tags,
-            Wanted::Referrers(digest) => Self::Referrers(*digest),
+            // Who may pull it may know what refers to it.
+            Wanted::Referrers(digest) => Self::Manifest(Reference::Digest(*digest)),
         }
     }
 }
 
 impl Proof {
-    /// Asks; nothing is fetched but what a HEAD or a page of one tag brings.
+    /// Asks; next to nothing is fetched for it.
     ///
     /// # Errors
     /// The upstream's answer, where it is no yes.
     pub(super) async fn ask(&self, client: &Client, route: &Route) -> Result<(), Error> {
-        let manifest = async |reference: &Reference| {
-            client.head_manifest(route, reference, Purpose::Proof).await.map(|_| ())
-        };
-        let tags = async || {
-            let page = Page { n: Some(1), last: None };
-            client.tags(route, &page, Purpose::Proof).await.map(|_| ())
-        };
+        const PURPOSE: Purpose = Purpose::Proof;
         match self {
-            Self::Manifest(reference) => manifest(reference).await,
-            Self::Blob(digest) => client.head_blob(route, digest, Purpose::Proof).await.map(|_| ()),
-            Self::Tags => tags().await,
-            Self::Referrers(digest) => match manifest(&Reference::Digest(*digest)).await {
-                // What is referred to need not be there.
-                Err(Error::NotFound { .. }) => tags().await,
-                answer => answer,
-            },
+            Self::Manifest(reference) => {
+                let head = client.head_manifest(route, reference, PURPOSE).await?;
+                if head.digest.is_none() {
+                    // What says so little may be a proxy that answers a HEAD itself.
+                    client.manifest(route, reference, PURPOSE).await?;
+                }
+                Ok(())
+            }
+            Self::Blob(digest) => client.try_blob(route, digest, PURPOSE).await,
+            Self::Tags => {
+                let page = Page { n: Some(1), last: None };
+                client.tags(route, &page, PURPOSE).await.map(|_| ())
+            }
         }
     }
 }

@@ -1,20 +1,24 @@
 //! What upstreams have said about their callers.
 //!
-//! A verdict is about a login and a repository, and is asked for once for all who wait for it. A yes is also kept on
-//! disk, under a keyed hash, for the time in which the upstream cannot be asked.
+//! A yes is about a login, a repository and a class of rights; a no is about the one thing that was asked for, since some
+//! registries say it of what does not exist. Each is asked for once for all who wait for it. A yes is also kept on disk,
+//! under a keyed hash, for the time in which the upstream cannot be asked.
 
-use std::sync::Arc;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use equivalent::Equivalent;
 use quick_cache::sync::Cache as HotCache;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::Denial;
 use super::config::AuthConfig;
 use super::keyed_hash::KeyedHash;
 use super::metrics::Metrics;
-use super::proof::{Proof, Wanted};
+use super::proof::{Class, Proof, Wanted};
+use crate::oci::ErrorCode;
 use crate::routing::{Caller, CallerId, Route};
 use crate::runtime::{Clock, Coalesce, Tasks, Timestamp};
 use crate::store::Store;
@@ -25,6 +29,11 @@ const VERDICTS: usize = 100_000;
 
 /// How long an upstream that could not be asked is not asked again about a caller within the grace.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// Proofs that are asked for at once; logins cost those who try them nothing. Who finds no place within the time is told to
+/// come back.
+const CONCURRENT_PROOFS: usize = 64;
+const PLACE: Duration = Duration::from_secs(10);
 
 /// Clones share everything.
 #[derive(Debug, Clone)]
@@ -41,6 +50,7 @@ struct Inner {
     // Every hit asks it. Nothing in it expires by itself: a verdict says how long it lasts.
     known: HotCache<OwnKey, Verdict>,
     proofs: Coalesce<OwnKey, Result<(), Denial>>,
+    places: Semaphore,
 }
 
 /// What is known of one caller's right.
@@ -89,30 +99,45 @@ impl Verdicts {
         metrics: Metrics,
     ) -> Self {
         let (known, proofs) = (HotCache::new(VERDICTS), Coalesce::new("caller-proof", tasks));
-        Self(Arc::new(Inner { config, hash, client, store, clock, metrics, known, proofs }))
+        let places = Semaphore::new(CONCURRENT_PROOFS);
+        let oldest = clock.now().before(config.grace);
+        let (forgetting, metadata) = (tasks.clone(), store.metadata().clone());
+        forgetting.spawn("grants", async move {
+            // Nobody waits for it.
+            let _ = tokio::task::spawn_blocking(move || metadata.forget_grants(oldest)).await;
+        });
+        Self(Arc::new(Inner { config, hash, client, store, clock, metrics, known, proofs, places }))
     }
 
-    /// Whether memory has a live yes.
-    pub(super) fn is_granted(&self, route: &Route) -> bool {
-        self.live(&Key::of(route)) == Some(Word::Granted)
+    /// Whether memory has a live yes to this.
+    pub(super) fn is_granted(&self, route: &Route, wanted: Wanted<'_>) -> bool {
+        self.live(&Key::of_class(route, wanted)) == Some(Word::Granted)
     }
 
-    /// Whether the route's caller may pull from its repository. The upstream is asked for what he wants, if it has not
-    /// said so lately.
+    /// Whether the route's caller may have what he wants of its repository. The upstream is asked for it, if it has not
+    /// lately said yes to one like it, or no to this.
     pub(super) async fn judge(&self, route: &Route, wanted: Wanted<'_>) -> Result<(), Denial> {
-        if let Some(word) = self.live(&Key::of(route)) {
+        if let Some(word) = self.known(route, wanted) {
             return word.outcome();
         }
-        let Some(granted_at) = self.granted_within_grace(route).await else {
+        let Some((granted_at, left)) = self.granted_within_grace(route, wanted).await else {
             return self.ask(route, wanted).await;
         };
         match timeout(self.0.config.patience, self.ask(route, wanted)).await {
-            Ok(Err(Denial::Unavailable(_) | Denial::Internal)) | Err(_) => {
-                self.be_graceful(route, granted_at);
-                Ok(())
-            }
-            Ok(outcome) => outcome,
+            Ok(Err(Denial::Unavailable(error))) if error.is_retryable() => {}
+            Err(_late) => {}
+            Ok(outcome) => return outcome,
         }
+        // It may have said so meanwhile.
+        if let Some(word) = self.known(route, wanted) {
+            return word.outcome();
+        }
+        self.be_graceful(route, wanted, granted_at, left);
+        Ok(())
+    }
+
+    fn known(&self, route: &Route, wanted: Wanted<'_>) -> Option<Word> {
+        self.live(&Key::of_class(route, wanted)).or_else(|| self.live(&Key::of_thing(route, wanted)))
     }
 
     fn live(&self, key: &Key<'_>) -> Option<Word> {
@@ -120,15 +145,16 @@ impl Verdicts {
         verdict.is_live(self.0.clock.now()).then_some(verdict.word)
     }
 
-    /// When the upstream has last said yes, if that is not longer ago than the grace. A clock that was set back tells
-    /// nothing, and nothing is given for it.
-    async fn granted_within_grace(&self, route: &Route) -> Option<Timestamp> {
-        let granted_at = self.0.store.metadata().grant(&self.grant(route)).await?;
+    /// When the upstream has last said yes, and how much of the grace is left. A clock that was set back tells nothing, and
+    /// nothing is given for it.
+    async fn granted_within_grace(&self, route: &Route, wanted: Wanted<'_>) -> Option<(Timestamp, Duration)> {
+        let granted_at = self.0.store.metadata().grant(&self.grant(route, wanted.class())).await?;
         let age = self.0.clock.now().since(granted_at)?;
-        (age < self.0.config.grace).then_some(granted_at)
+        let left = self.0.config.grace.checked_sub(age).filter(|left| !left.is_zero())?;
+        Some((granted_at, left))
     }
 
-    fn be_graceful(&self, route: &Route, granted_at: Timestamp) {
+    fn be_graceful(&self, route: &Route, wanted: Wanted<'_>, granted_at: Timestamp, left: Duration) {
         tracing::warn!(
             upstream = %route.upstream.name,
             repository = %route.repository,
@@ -137,27 +163,32 @@ impl Verdicts {
             "the upstream cannot be asked about a caller; its last word counts, within the grace"
         );
         self.0.metrics.count(&route.upstream.name, "grace");
-        self.note(route, Word::Granted, self.0.clock.now(), Instant::now(), RETRY);
+        let lasts = RETRY.min(self.0.config.verdict_ttl).min(left);
+        self.note(&Key::of_class(route, wanted), Word::Granted, self.0.clock.now(), Instant::now(), lasts);
     }
 
-    /// Asks the upstream, once for all who wait for its word about this caller and repository.
+    /// Asks the upstream, once for all who wait for its word about this caller and this thing.
     async fn ask(&self, route: &Route, wanted: Wanted<'_>) -> Result<(), Denial> {
-        let key = Key::of(route);
-        loop {
-            let (proven, joined) = self.0.proofs.run(key.own(), || {
-                let (verdicts, route, proof) = (self.clone(), route.clone(), Proof::from(wanted));
-                async move { verdicts.prove(&route, &proof).await }
-            });
-            match proven.await.unwrap_or(Err(Denial::Internal)) {
-                // It was asked for something else, which is not there: that says nothing of this.
-                Err(Denial::Unknown(_)) if joined => {}
-                outcome => return outcome,
-            }
-        }
+        let (class, thing) = (Key::of_class(route, wanted).own(), Key::of_thing(route, wanted).own());
+        let (proven, _joined) = self.0.proofs.run(thing.clone(), || {
+            let (verdicts, route, proof) = (self.clone(), route.clone(), Proof::from(wanted));
+            let grant = self.grant(&route, wanted.class());
+            async move { verdicts.prove(&route, &proof, [class, thing], &grant).await }
+        });
+        proven.await.unwrap_or(Err(Denial::Internal))
     }
 
-    async fn prove(&self, route: &Route, proof: &Proof) -> Result<(), Denial> {
-        if let Some(word) = self.live(&Key::of(route)) {
+    async fn prove(
+        &self,
+        route: &Route,
+        proof: &Proof,
+        [class, thing]: [OwnKey; 2],
+        grant: &str,
+    ) -> Result<(), Denial> {
+        let Ok(_place) = timeout(PLACE, self.0.places.acquire()).await else {
+            return Err(Denial::Busy);
+        };
+        if let Some(word) = self.live(&class.borrowed()) {
             // It was said since the caller looked.
             return word.outcome();
         }
@@ -166,26 +197,29 @@ impl Verdicts {
         let config = &self.0.config;
         match &outcome {
             Ok(()) => {
-                self.note(route, Word::Granted, asked_at, asked, config.verdict_ttl);
-                self.0.store.metadata().set_grant(&self.grant(route), asked_at);
+                self.note(&class.borrowed(), Word::Granted, asked_at, asked, config.verdict_ttl);
+                self.0.store.metadata().set_grant(grant, asked_at);
             }
             Err(denial) => {
+                let thing = thing.borrowed();
                 match denial {
                     Denial::Unauthenticated => {
-                        self.note(route, Word::Unauthenticated, asked_at, asked, config.denial_ttl);
+                        self.note(&thing, Word::Unauthenticated, asked_at, asked, config.denial_ttl);
                     }
                     Denial::Forbidden => {
-                        self.note(route, Word::Forbidden, asked_at, asked, config.denial_ttl);
+                        self.note(&thing, Word::Forbidden, asked_at, asked, config.denial_ttl);
                     }
                     // Some registries say so in place of a no.
-                    Denial::Unknown(_) => {}
-                    Denial::Unavailable(_)
+                    Denial::Unknown(ErrorCode::NameUnknown) => {}
+                    Denial::Unknown(_)
+                    | Denial::Unavailable(_)
                     | Denial::Unusable
                     | Denial::InvalidToken
                     | Denial::InsufficientScope
+                    | Denial::Busy
                     | Denial::Internal => return outcome,
                 }
-                self.0.store.metadata().remove_grant(&self.grant(route));
+                self.0.store.metadata().remove_grant(grant);
             }
         }
         outcome
@@ -197,11 +231,11 @@ impl Verdicts {
             Ok(()) => ("granted", Ok(())),
             Err(upstream::Error::NotFound { code, .. }) => ("unknown", Err(Denial::Unknown(code))),
             Err(upstream::Error::Unauthorized { whose: Whose::Caller, detail, .. }) => {
-                self.log_denial(route, &detail);
+                log_denial(route, &detail);
                 ("denied", Err(Denial::Unauthenticated))
             }
             Err(upstream::Error::Forbidden { whose: Whose::Caller, detail, .. }) => {
-                self.log_denial(route, &detail);
+                log_denial(route, &detail);
                 ("denied", Err(Denial::Forbidden))
             }
             Err(error) => ("unavailable", Err(Denial::Unavailable(Arc::new(error)))),
@@ -210,23 +244,23 @@ impl Verdicts {
         outcome
     }
 
-    fn log_denial(&self, route: &Route, detail: &str) {
-        tracing::info!(
-            upstream = %route.upstream.name,
-            repository = %route.repository,
-            caller = %caller(route).id(),
-            detail,
-            "the upstream does not let a caller pull"
-        );
+    fn note(&self, key: &Key<'_>, word: Word, asked_at: Timestamp, asked: Instant, lasts: Duration) {
+        self.0.known.insert(key.own(), Verdict { word, asked_at, asked, lasts });
     }
 
-    fn note(&self, route: &Route, word: Word, asked_at: Timestamp, asked: Instant, lasts: Duration) {
-        self.0.known.insert(Key::of(route).own(), Verdict { word, asked_at, asked, lasts });
+    fn grant(&self, route: &Route, class: Class) -> String {
+        self.0.hash.grant(caller(route).id(), &route.upstream.name, &route.repository, class.as_str())
     }
+}
 
-    fn grant(&self, route: &Route) -> String {
-        self.0.hash.grant(caller(route).id(), &route.upstream.name, &route.repository)
-    }
+fn log_denial(route: &Route, detail: &str) {
+    tracing::info!(
+        upstream = %route.upstream.name,
+        repository = %route.repository,
+        caller = %caller(route).id(),
+        detail,
+        "the upstream does not let a caller pull"
+    );
 }
 
 /// Routes without one do not come here; as anybody, they would see what everybody sees.
@@ -241,6 +275,15 @@ struct Key<'a> {
     caller: CallerId,
     upstream: &'a str,
     repository: &'a str,
+    about: About,
+}
+
+/// What a verdict is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum About {
+    Class(Class),
+    /// One thing, by its hash: should two be the same, one is denied for as long as the other.
+    Thing(u64),
 }
 
 /// The same, as it is kept. Texts hash like what they are borrowed as.
@@ -249,21 +292,42 @@ struct OwnKey {
     caller: CallerId,
     upstream: Arc<str>,
     repository: Arc<str>,
+    about: About,
 }
 
 impl<'a> Key<'a> {
-    fn of(route: &'a Route) -> Self {
+    fn of(route: &'a Route, about: About) -> Self {
         let (upstream, repository) = (route.upstream.name.as_str(), route.repository.as_str());
-        Self { caller: caller(route).id(), upstream, repository }
+        Self { caller: caller(route).id(), upstream, repository, about }
+    }
+
+    fn of_class(route: &'a Route, wanted: Wanted<'_>) -> Self {
+        Self::of(route, About::Class(wanted.class()))
+    }
+
+    fn of_thing(route: &'a Route, wanted: Wanted<'_>) -> Self {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self::of(route, About::Thing(HASHER.hash_one(wanted)))
     }
 
     fn own(&self) -> OwnKey {
-        OwnKey { caller: self.caller, upstream: self.upstream.into(), repository: self.repository.into() }
+        let (upstream, repository) = (self.upstream.into(), self.repository.into());
+        OwnKey { caller: self.caller, upstream, repository, about: self.about }
+    }
+}
+
+impl OwnKey {
+    fn borrowed(&self) -> Key<'_> {
+        let (upstream, repository) = (&*self.upstream, &*self.repository);
+        Key { caller: self.caller, upstream, repository, about: self.about }
     }
 }
 
 impl Equivalent<OwnKey> for Key<'_> {
     fn equivalent(&self, own: &OwnKey) -> bool {
-        self.caller == own.caller && *self.repository == *own.repository && *self.upstream == *own.upstream
+        self.caller == own.caller
+            && self.about == own.about
+            && *self.repository == *own.repository
+            && *self.upstream == *own.upstream
     }
 }

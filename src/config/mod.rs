@@ -11,7 +11,7 @@ use crate::auth::AuthConfig;
 use crate::database::DatabaseConfig;
 use crate::frontend::{FrontendConfig, ListenAddress};
 use crate::pull::{FillConfig, TagConfig};
-use crate::routing::RoutingConfig;
+use crate::routing::{Access, RoutingConfig};
 use crate::runtime::{Mistakes, Overrides, Section, Settings, Timestamp};
 use crate::store::StoreConfig;
 use crate::telemetry::LogConfig;
@@ -97,7 +97,28 @@ impl Config {
     pub fn warnings(&self, now: Timestamp) -> Vec<String> {
         let mut warnings = self.routing.warnings.clone();
         warnings.extend(self.frontend.warnings(now));
+        warnings.extend(self.logins_in_clear());
         warnings
+    }
+
+    /// Where callers' logins travel so that others may read them.
+    pub fn logins_in_clear(&self) -> Vec<String> {
+        if !self.routing.has_callers() {
+            return Vec::new();
+        }
+        let by_listeners = self.frontend.listen.iter().filter(|listen| listen.is_open_to_ears()).map(|listen| {
+            format!(
+                "logins of callers come in clear to {}: give it a certificate and a key, unless a proxy on this machine \
+                 speaks TLS for it",
+                listen.address
+            )
+        });
+        let judging = self.routing.upstreams.iter().filter(|upstream| upstream.access == Access::Caller);
+        let sites = judging.flat_map(|upstream| upstream.endpoints.iter().map(|endpoint| &endpoint.site));
+        let by_upstreams = sites
+            .filter(|site| !site.is_secure() && !site.is_loopback())
+            .map(|site| format!("logins of callers go in clear to {site}: use https"));
+        by_listeners.chain(by_upstreams).collect()
     }
 
     fn read(root: &Section<'_>, file: Option<PathBuf>, environment: &BTreeMap<String, String>) -> Self {

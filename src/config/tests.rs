@@ -72,6 +72,18 @@ fn a_credential_behind_an_open_listener_refuses_to_start_and_says_the_ways_out()
 }
 
 #[test]
+fn logins_in_clear_are_warned_of() {
+    let warnings = |text: &str| load(text).unwrap().logins_in_clear().len();
+    let judging = |url: &str| format!("[upstreams.\"a.example\"]\nurl = \"{url}\"\naccess = \"caller\"\n");
+    let open = "[[listen]]\naddress = \"0.0.0.0:5050\"\n";
+    assert_eq!(warnings(open), 0);
+    assert_eq!(warnings(&judging("https://a.example")), 0);
+    assert_eq!(warnings(&judging("http://127.0.0.1:5000")), 0);
+    assert_eq!(warnings(&judging("http://a.example")), 1);
+    assert_eq!(warnings(&format!("{open}{}", judging("http://a.example"))), 2);
+}
+
+#[test]
 fn cache_and_state_go_where_the_environment_says() {
     let of = |default: &DefaultDirectory, pairs: &[(&str, &str)]| {
         default.of(&pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())

@@ -93,6 +93,12 @@ impl ListenConfig {
         Some(config)
     }
 
+    /// Whether others may read what is said on it.
+    pub fn is_open_to_ears(&self) -> bool {
+        let is_elsewhere = matches!(&self.address, ListenAddress::Tcp(address) if !address.ip().to_canonical().is_loopback());
+        is_elsewhere && self.tls.is_none()
+    }
+
     /// Whether somebody who was not asked who he is may reach this listener from elsewhere; `address` is where it
     /// really is. Behind a proxy, its own address says nothing about that.
     pub fn is_exposed_at(&self, address: &ListenAddress) -> bool {

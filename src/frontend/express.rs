@@ -272,7 +272,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
-    use crate::auth::{self, Auth, AuthConfig};
+    use crate::auth::{self, Auth, AuthConfig, Wanted};
     use crate::database::{Database, DatabaseConfig};
     use crate::frontend::Accounts;
     use crate::frontend::client::Source;
@@ -325,7 +325,8 @@ mod tests {
             metrics: auth::Metrics::register(&metrics),
         };
         let auth = Auth::open(AuthConfig::read(&root, Duration::ZERO), &state, false, parts).await.unwrap();
-        let admitted = auth.admit_at_once(route.clone()).unwrap();
+        let admitted =
+            auth.admit_at_once(route.clone(), Wanted::Manifest(&Reference::Digest(digest))).unwrap();
         for scope in [Scope::Repository(&route.repository), Scope::Upstream] {
             store.metadata().set_visible(route.upstream.name.as_str(), scope, &digest, clock.now());
         }

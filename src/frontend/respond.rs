@@ -67,6 +67,7 @@ impl Refusal {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{upstream} does not have it"))
             }
             Denial::Unavailable(error) => Self::from(&**error),
+            Denial::Busy => Self::overload(),
             Denial::Internal => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "an internal error")
             }

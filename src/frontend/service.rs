@@ -199,7 +199,7 @@ impl Service {
         let request = ApiRequest::parse(asked.path, asked.query).ok()?;
         let Target::Manifest { repository, reference } = &request.target else { return None };
         let route = self.routes.find(request.ns.as_deref(), Some(asked.host), repository).ok()?;
-        let admitted = self.auth.admit_at_once(route)?;
+        let admitted = self.auth.admit_at_once(route, Wanted::Manifest(reference))?;
         let manifest = self.puller.hot_manifest(&admitted, reference)?;
         let id = RequestId::random();
         wire.manifest(&manifest);

@@ -251,8 +251,8 @@ impl Puller {
                 Err(error @ Error::Deadline(_)) => return Err(error),
                 // What is refused to another repository may still be given to ours; and a flight that
                 // had been given up when this one joined makes room for the next.
-                Err(_) if !own => {}
-                Err(Error::Abandoned) if joined && !self.is_draining() => {}
+                Err(error) if !own && error.is_of_scope() => {}
+                Err(Error::Abandoned) if (joined || !own) && !self.is_draining() => {}
                 Err(error) => {
                     let outcome = Err::<(), _>(error);
                     self.note_negative(&negative, &outcome);

@@ -71,6 +71,17 @@ impl Error {
         matches!(self, Self::Upstream(error) if error.is_of_caller())
     }
 
+    /// Whether it says something of the repository or the caller for whom the upstream was asked: another may be given it.
+    pub(super) fn is_of_scope(&self) -> bool {
+        match self {
+            Self::Unknown(_) => true,
+            Self::Upstream(error) => {
+                matches!(**error, upstream::Error::Unauthorized { .. } | upstream::Error::Forbidden { .. })
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the upstream's quota was the reason, by its word or by ours.
     pub(super) fn is_rate_limit(&self) -> bool {
         matches!(self, Self::Upstream(error) if matches!(**error, upstream::Error::RateLimited { .. }))

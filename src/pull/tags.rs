@@ -135,7 +135,13 @@ impl Puller {
             }
             // The question that was joined may have left before the push that this one is about, or was asked on behalf of
             // somebody who may not.
-            puller.join_check(&route, &tag).0.await
+            loop {
+                let (checked, joined) = puller.join_check(&route, &tag);
+                match checked.await {
+                    Err(error) if joined && error.is_of_caller() => {}
+                    outcome => return outcome,
+                }
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use crate::oci::{NodeId, Repository, Via};
 use super::builtin::DOCKER_HUB;
 use super::caller::Caller;
 use super::config::RoutingConfig;
-use super::endpoint::{Upstream, is_normal_name, normal_name};
+use super::endpoint::{Access, Upstream, is_normal_name, normal_name};
 
 /// The upstream table, ready for lookups.
 #[derive(Debug)]
@@ -126,8 +126,11 @@ impl Routes {
             return Ok(route(&entry.upstream, rest));
         }
         match &self.default {
-            Some(upstream) => Ok(route(upstream, repository.clone())),
-            None => Err(RoutingError::NoUpstream { repository: repository.clone() }),
+            // A login for a registry whose name is misspelt must not go to another one.
+            Some(upstream) if upstream.access != Access::Caller || !begins_with_host(repository) => {
+                Ok(route(upstream, repository.clone()))
+            }
+            _ => Err(RoutingError::NoUpstream { repository: repository.clone() }),
         }
     }
 
@@ -189,6 +192,13 @@ fn route(upstream: &Arc<Upstream>, repository: Repository) -> Route {
         repository
     };
     Route { upstream: Arc::clone(upstream), repository, via: Via::default(), caller: None }
+}
+
+/// Whether the first component looks like a registry's name (distribution `reference`).
+fn begins_with_host(repository: &Repository) -> bool {
+    let mut components = repository.components();
+    let first = components.next().unwrap_or_default();
+    components.next().is_some() && (first == "localhost" || first.contains(['.', ':']))
 }
 
 /// Enough of a client's text to recognise it in an error.
@@ -257,6 +267,20 @@ mod tests {
             assert!(answer.starts_with("error") && answer.contains("[upstreams."), "{answer}");
         }
         assert!(find(&routes, Some(&"x".repeat(10_000)), None, "a").len() < 400);
+    }
+
+    #[test]
+    fn what_looks_like_a_registry_does_not_go_to_a_default_that_gets_logins() {
+        let judging = routes("[upstreams.\"docker.io\"]\naccess = \"caller\"\n");
+        for (repository, expected) in [
+            ("unknown.example/a", "error"),
+            ("localhost/a", "error"),
+            ("a/b", "docker.io a/b"),
+            ("quay.io/a", "quay.io a"),
+            ("a.b", "docker.io library/a.b"),
+        ] {
+            assert!(find(&judging, None, None, repository).starts_with(expected), "{repository}");
+        }
     }
 
     #[test]

@@ -51,6 +51,12 @@ impl Site {
         self.secure
     }
 
+    /// Whether it is on this machine, as far as its name tells.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        &*self.host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
+    }
+
     /// The host name or address; IPv6 addresses in brackets.
     pub fn host(&self) -> &str {
         &self.host

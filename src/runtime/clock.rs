@@ -32,6 +32,14 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// The point so long before this one, or the epoch.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
 impl fmt::Display for Timestamp {
     /// RFC 3339, in UTC.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

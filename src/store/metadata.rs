@@ -38,6 +38,8 @@ const REFERRERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("referr
 const CACHED_ROWS: usize = 100_000;
 /// Lists are large, and only needed when the upstream is down: 16 MiB of them in memory.
 const CACHED_LIST_BYTES: u64 = 16 << 20;
+/// Grants that memory knows of what the file may not say yet.
+const CACHED_GRANTS: u64 = 100_000;
 /// Writes that may wait for a commit. Beyond that they stay in memory only.
 const QUEUE: usize = 16_384;
 /// Rows in one transaction at most, so that a burst does not hold the file for seconds.
@@ -112,6 +114,8 @@ pub struct Metadata {
     // moka weighs and counts in the background.
     lists: Cache<String, Arc<ListRecord>>,
     referrers: Cache<String, Arc<ReferrersRecord>>,
+    // `None` is one that was taken back and whose row may not be gone from the file yet.
+    grants: Cache<String, Option<Timestamp>>,
     metrics: Arc<Metrics>,
 }
 
@@ -155,6 +159,7 @@ impl Metadata {
                     u32::try_from(256 + notes + record.manifests.len() * 384).unwrap_or(u32::MAX)
                 })
                 .build(),
+            grants: Cache::new(CACHED_GRANTS),
             metrics,
         })
     }
@@ -233,17 +238,36 @@ impl Metadata {
 
     /// When an upstream has last granted this, which a keyed hash stands for.
     pub async fn grant(&self, hash: &str) -> Option<Timestamp> {
-        self.read(GRANTS, hash.to_owned()).await
+        match self.grants.get(hash) {
+            Some(known) => known,
+            None => self.read(GRANTS, hash.to_owned()).await,
+        }
     }
 
     /// Notes that an upstream has granted this.
     pub fn set_grant(&self, hash: &str, now: Timestamp) {
         self.write(GRANTS, hash, Some(&now));
+        self.grants.insert(hash.to_owned(), Some(now));
     }
 
     /// Forgets that an upstream has granted this.
     pub fn remove_grant(&self, hash: &str) {
         self.write::<Timestamp>(GRANTS, hash, None);
+        self.grants.insert(hash.to_owned(), None);
+    }
+
+    /// Forgets what was granted before that. Blocking.
+    pub fn forget_grants(&self, before: Timestamp) {
+        let forgotten = self.file.with(|database| {
+            let transaction = database.begin_write()?;
+            let is_newer = |row: &[u8]| serde_json::from_slice::<Timestamp>(row).is_ok_and(|at| at >= before);
+            transaction.open_table(GRANTS)?.retain(|_, row| is_newer(row))?;
+            transaction.commit()?;
+            Ok(())
+        });
+        if let Err(error) = forgotten {
+            tracing::debug!(%error, "old grants could not be removed");
+        }
     }
 
     /// The last page of this name that an upstream gave.
@@ -534,10 +558,17 @@ async fn write_behind(file: Arc<MetadataFile>, mut receiver: mpsc::Receiver<Writ
 fn commit(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     for (table, key, row) in writes {
-        let bound = bounds(table.name()).rows;
+        let (name, bound) = (table.name(), bounds(table.name()).rows);
         let mut table = transaction.open_table(*table)?;
         if table.len()? >= bound {
-            table.retain(|_, _| false)?;
+            if name == GRANTS.name() {
+                // Whoever can make many must not have those of others forgotten.
+                if row.is_some() && table.get(key.as_str())?.is_none() {
+                    continue;
+                }
+            } else {
+                table.retain(|_, _| false)?;
+            }
         }
         match row {
             Some(row) => table.insert(key.as_str(), row.as_slice())?,

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::Uri;
+use hyper::{StatusCode, Uri};
 use serde::Deserialize;
 use tokio::time::sleep;
 
 use crate::oci::{
-    Algorithm, ApiRequest, ByteRange, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Page, Reference,
-    Target, Via, next_link,
+    Algorithm, ApiRequest, ByteRange, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Page, RangeSpec,
+    Reference, Target, Via, next_link,
 };
 use crate::routing::{Caller, Route, Routes, Upstream, UpstreamName};
 use crate::runtime::{Backoff, Clock};
@@ -183,6 +183,26 @@ impl Client {
         while let Some(remote) = rounds.next().await {
             match blob_head(&remote, &question, digest).await {
                 Ok(head) => return Ok(head),
+                Err(error) => rounds.failed(error),
+            }
+        }
+        Err(rounds.verdict())
+    }
+
+    /// Whether a repository gives a blob: its first byte is asked for and thrown away. (Who may push may HEAD, and storage
+    /// behind a redirect may refuse a HEAD to a URL that was signed for GET.)
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`].
+    pub async fn try_blob(&self, route: &Route, digest: &Digest, purpose: Purpose) -> Result<(), Error> {
+        let target = Target::Blob { repository: route.repository.clone(), digest: *digest };
+        let range = RangeSpec::Bounded { first: 0, last: 0 };
+        let question =
+            Question { range: Some(range), ..Question::of(route, Kind::Blob, target).for_purpose(purpose) };
+        let mut rounds = self.rounds(&route.upstream)?;
+        while let Some(remote) = rounds.next().await {
+            match try_blob(&remote, &question, digest).await {
+                Ok(()) => return Ok(()),
                 Err(error) => rounds.failed(error),
             }
         }
@@ -384,8 +404,19 @@ async fn blob_head(remote: &Remote, question: &Question, digest: &Digest) -> Res
     Ok(BlobHead { size: answer.length() })
 }
 
+async fn try_blob(remote: &Remote, question: &Question, digest: &Digest) -> Result<(), Error> {
+    let answer = remote.ask(question).await?;
+    match answer.blob_oddity(digest) {
+        // A range that an empty blob does not have.
+        _ if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE => Ok(()),
+        Some(oddity) => Err(remote.not_a_registry(oddity)),
+        None => Ok(()),
+    }
+}
+
 #[derive(Deserialize)]
 struct TagList {
+    name: Option<String>,
     /// `null` where a repository has none, by some registries.
     tags: Option<Vec<String>>,
 }
@@ -397,6 +428,9 @@ async fn tags(remote: &Remote, question: &Question, page: &Page) -> Result<TagPa
     let body = read(remote, answer, MAX_LIST_BODY).await?;
     let list: TagList = serde_json::from_slice(&body)
         .map_err(|error| remote.not_a_registry(format!("a list of tags that cannot be read: {error}")))?;
+    if list.name.is_none() && list.tags.is_none() {
+        return Err(remote.not_a_registry("a list of tags with neither a name nor tags".to_owned()));
+    }
     let tags = list.tags.unwrap_or_default();
     let next = link.and_then(|link| next_page(&link, page, tags.last()));
     Ok(TagPage { tags, next })

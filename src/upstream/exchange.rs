@@ -49,6 +49,8 @@ struct Seen {
     has_answered: bool,
     /// A redirect has led elsewhere: what fails there is not the endpoint.
     has_led_elsewhere: bool,
+    /// A caller's login is being tried: what comes of that says nothing of the endpoint.
+    is_at_login: bool,
     quota: Option<Quota>,
 }
 
@@ -122,13 +124,18 @@ impl Remote {
         let elapsed = began.elapsed();
         let result = result.unwrap_or_else(|_| Err(self.timed_out(Stage::Headers, elapsed)));
         let seen = *course.seen();
-        pass.settle(match &result {
-            Err(error @ Error::TimedOut { .. }) if !seen.has_answered => Conduct::Silent(error.clone()),
+        let conduct = match &result {
+            Err(_) if seen.is_at_login => None,
+            Err(error @ Error::TimedOut { .. }) if !seen.has_answered => Some(Conduct::Silent(error.clone())),
             Err(error @ Error::Unreachable { .. }) if !seen.has_led_elsewhere => {
-                Conduct::Failed(error.clone())
+                Some(Conduct::Failed(error.clone()))
             }
-            _ => Conduct::Answered,
-        });
+            _ => Some(Conduct::Answered),
+        };
+        // Dropped without one, it decides nothing.
+        if let Some(conduct) = conduct {
+            pass.settle(conduct);
+        }
         if let Some(ticket) = ticket.filter(|_| seen.has_answered) {
             ticket.answered(seen.quota);
         }
@@ -144,11 +151,15 @@ impl Remote {
     }
 
     /// What a caller asks with his own login is counted against his own quota, which is not known here.
+    fn has_own_quota(&self, question: &Question) -> bool {
+        self.asks_as(question).is_some_and(|caller| caller.login().is_some())
+    }
+
     fn admit(&self, question: &Question) -> Result<Option<Ticket<'_>>, Duration> {
-        match self.asks_as(question) {
-            Some(_) => Ok(None),
-            None => self.budget.admit(question.kind, question.purpose).map(Some),
+        if self.has_own_quota(question) {
+            return Ok(None);
         }
+        self.budget.admit(question.kind, question.purpose).map(Some)
     }
 
     async fn exchange(&self, question: &Question, course: &Course) -> Result<Answer, Error> {
@@ -169,7 +180,11 @@ impl Remote {
         let caller = self.asks_as(question);
         let since = (question.purpose == Purpose::Proof).then(Instant::now);
         let claim = Claim { right, caller, since };
+        let has_login = caller.is_some_and(|caller| caller.login().is_some());
+        let at_login = |is_at_login| course.seen().is_at_login = is_at_login && has_login;
+        at_login(true);
         let mut authorization = self.auth.in_advance(self, claim).await?;
+        at_login(false);
         let answer = self.follow(question, &path, authorization.as_ref(), course).await?;
         // One retry: a challenge is answered once, and what is refused is renewed once.
         let retry = match answer.status() {
@@ -180,17 +195,22 @@ impl Remote {
                     (None, []) => None,
                     (Some(refused), []) => self.auth.renew(self, claim, refused).await,
                     (refused, challenges) => {
+                        at_login(true);
                         Some(self.auth.answer(self, claim, challenges, refused.as_ref()).await?)
                     }
                 }
             }
             // Some registries answer an expired token so.
             StatusCode::FORBIDDEN if self.auth.has_login(caller) => match &authorization {
-                Some(refused) => self.auth.renew(self, claim, refused).await,
+                Some(refused) => {
+                    at_login(true);
+                    self.auth.renew(self, claim, refused).await
+                }
                 None => None,
             },
             _ => None,
         };
+        at_login(false);
         if retry.is_none() {
             return self.judge(question, answer).await;
         }
@@ -290,7 +310,7 @@ impl Remote {
             },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(question, status, body),
             StatusCode::TOO_MANY_REQUESTS => {
-                let is_counted = question.is_of_manifest() && self.asks_as(question).is_none();
+                let is_counted = question.is_of_manifest() && !self.has_own_quota(question);
                 if let Some(wait) = retry_after.filter(|_| is_counted) {
                     self.budget.keep_quiet(wait);
                 }

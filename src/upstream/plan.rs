@@ -104,18 +104,20 @@ impl Plan {
         }
     }
 
-    /// The one error that stands for all, once there is nothing left to try.
+    /// The one error that stands for all, once there is nothing left to try. That a caller may not is a no, whatever
+    /// else could not be asked.
     pub(super) fn verdict(self) -> Option<Error> {
-        let mut errors = self.outcomes.into_iter().filter_map(|outcome| match outcome {
+        let errors = self.outcomes.into_iter().filter_map(|outcome| match outcome {
             Outcome::MayPass(error) | Outcome::Final(error) => Some(error),
             Outcome::Untried => None,
         });
-        let first = errors.next()?;
-        if matches!(first, Error::NotFound { .. }) {
-            let other = errors.find(|error| !matches!(error, Error::NotFound { .. }));
-            return Some(other.unwrap_or(first));
-        }
-        Some(first)
+        let weight = |error: &Error| match error {
+            error if error.is_of_caller() => 2,
+            Error::NotFound { .. } => 0,
+            _ => 1,
+        };
+        // Of those that weigh the same, the first.
+        errors.reduce(|first, other| if weight(&other) > weight(&first) { other } else { first })
     }
 
     fn is_resuming(&self) -> bool {

@@ -138,10 +138,12 @@ async fn what_is_in_flight_for_one_is_hidden_from_another() {
     const SIZE: u64 = 4 * MIB;
     let origin = Origin::start().await;
     let digest = origin.add_synthetic_blob("team-a/app", SIZE, 2);
+    let small = origin.add_blob("team-a/app", "what proves her right");
     two_users(&origin, true);
     let gate = Gate::new();
     origin.fault(Fault::on("GET", &digest).times(1).gate_at(SIZE / 2, &gate));
     let edge = judging(&origin, "denial_ttl = \"0s\"").start().await;
+    assert_eq!(get(&edge, &blob("team-a/app", &small), ALICE).await.status, 200);
     let path = blob("team-a/app", &digest);
     let mut alice = http::open(edge.addr(), &path, &[("Authorization", &basic(ALICE))]).await;
     assert_eq!(alice.read(1000).await.len(), 1000);

@@ -32,6 +32,9 @@ use token::{Grant, Issued, Refusal, Token};
 const MAX_TOKENS: u64 = 10_000;
 const FORGET_TOKENS_AFTER: Duration = Duration::from_hours(24);
 
+/// How long a demand is believed although it refuses callers.
+const BELIEVED_FOR: Duration = Duration::from_mins(1);
+
 /// What the catalogue's rights are called, by every registry that has one.
 const CATALOG_SCOPE: &str = "registry:catalog:*";
 
@@ -50,6 +53,8 @@ pub(super) struct Auth {
 #[derive(Debug, Default)]
 struct Memory {
     demand: Option<Demand>,
+    /// When the demand was learnt.
+    learnt: Option<Instant>,
     rotated: Option<Rotated>,
     /// The token service that takes a password by POST only.
     posting: Option<Site>,
@@ -141,9 +146,12 @@ impl Auth {
         match self.satisfy(remote, &demand, claim, None).await {
             Ok(header) => Ok(Some(header)),
             Err(error) => {
-                if !error.is_of_caller() {
-                    // The demand may be outdated (a token service that has moved): the next request asks again.
-                    self.lock().demand = None;
+                let mut memory = self.lock();
+                let is_old = memory.learnt.is_none_or(|learnt| learnt.elapsed() > BELIEVED_FOR);
+                // The demand may be outdated (a token service that has moved): the next request asks again. But whoever
+                // has a wrong login does not make everybody ask.
+                if is_old || !error.is_of_caller() {
+                    memory.demand = None;
                 }
                 Err(error)
             }
@@ -159,7 +167,10 @@ impl Auth {
         rejected: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Error> {
         let demand = self.understand(challenges, claim)?;
-        self.lock().demand = Some(demand.clone());
+        {
+            let mut memory = self.lock();
+            (memory.demand, memory.learnt) = (Some(demand.clone()), Some(Instant::now()));
+        }
         self.satisfy(remote, &demand, claim, rejected).await
     }
 
