@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::routing::Site;
+use crate::routing::{ImagePattern, Site};
 use crate::runtime::Section;
 
 /// How long an upstream's word about a caller counts.
@@ -10,6 +10,11 @@ use crate::runtime::Section;
 pub struct AuthConfig {
     /// How clients reach this edge, or the nodes of a fleet; else it is what each of them calls it.
     pub external_url: Option<Site>,
+    /// Whether whoever has no key may pull whatever an upstream does not judge its callers for; where it is not said,
+    /// he may, and an edge that others reach lends nobody its credentials.
+    pub anonymous: Option<bool>,
+    /// What he may pull even so.
+    pub public: Vec<ImagePattern>,
     /// How long a yes is believed.
     pub verdict_ttl: Duration,
     /// How long a no is.
@@ -30,6 +35,8 @@ impl AuthConfig {
         });
         let config = Self {
             external_url,
+            anonymous: section.optional("anonymous"),
+            public: section.list("public", Vec::new()),
             verdict_ttl: section.read("verdict_ttl", Duration::from_mins(5)),
             denial_ttl: section.read("denial_ttl", Duration::from_secs(30)),
             grace: section.read("grace", Duration::from_hours(24)),

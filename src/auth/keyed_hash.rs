@@ -11,6 +11,7 @@ use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use super::keys::KeySecret;
 use crate::oci::Repository;
 use crate::routing::{CallerId, Login, UpstreamName};
 
@@ -53,6 +54,11 @@ impl KeyedHash {
     ) -> String {
         let caller = hex(&caller.0);
         hex(&self.of(&["grant", &caller, upstream.as_str(), repository.as_str(), class]))
+    }
+
+    /// What stands for the secret of a key.
+    pub(super) fn key(&self, secret: &KeySecret) -> String {
+        hex(&self.of(&["key", secret.text().expose()]))
     }
 
     /// What stands for a token.

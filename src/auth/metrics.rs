@@ -9,6 +9,7 @@ use crate::telemetry::{self, counters};
 #[derive(Debug)]
 pub struct Metrics {
     verdicts: IntCounterVec,
+    refusals: IntCounterVec,
 }
 
 impl Metrics {
@@ -22,7 +23,17 @@ impl Metrics {
                  grace that took its place.",
                 &["upstream", "verdict"],
             ),
+            refusals: counters(
+                metrics,
+                "auth_keys_refused_total",
+                "Keys that did not do, by why.",
+                &["reason"],
+            ),
         }
+    }
+
+    pub(super) fn refused(&self, reason: &str) {
+        self.refusals.with_label_values(&[reason]).inc();
     }
 
     pub(super) fn count(&self, upstream: &UpstreamName, verdict: &str) {

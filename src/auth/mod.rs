@@ -4,26 +4,29 @@
 //! this room makes and without which `pull` gives nothing.
 //!
 //! Where an upstream is declared `access = "caller"`, every caller proves his own right: the upstream is asked as him,
-//! with the login that he offers, for the very thing that he wants. Its word is remembered for each login and
-//! repository ([`verdicts`]); a caller without a login may see what the upstream gives to everybody. Elsewhere whoever
-//! reaches a listener may pull.
+//! with the login that he offers, for the very thing that he wants. Its word is remembered ([`verdicts`]); a caller
+//! without a login may see what the upstream gives to everybody. Elsewhere our own rules decide: what is public here needs
+//! nothing, and for the rest there are [`keys`].
 //!
-//! A login comes with each request, or once for five minutes: the token service ([`Auth::issue`]) seals it in a token.
+//! A login or the secret of a key comes with each request, or once for five minutes: the token service ([`Auth::issue`])
+//! seals the one in a token, and names the other.
 //!
-//! Invariants: what is cached or in flight is given only under a live verdict; a yes is believed for `verdict_ttl`, and
-//! beyond it only while the upstream cannot be asked, for `grace`; a login is never written down or logged, and sent
-//! nowhere but to the upstream that it was given for; the one right that a token can name is to pull.
+//! Invariants: what is cached or in flight is given only under a live verdict or a live key; an upstream's yes is believed
+//! for `verdict_ttl`, and beyond it only while it cannot be asked, for `grace`; a login is never written down or logged, and
+//! sent nowhere but to the upstream that it was given for; the one right that a key or a token can name is to pull.
 
 mod authorization;
 mod config;
 mod issue;
 mod keyed_hash;
+pub mod keys;
 mod metrics;
 mod proof;
 mod signing;
 mod token;
 mod verdicts;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,31 +34,59 @@ use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 
 pub use config::AuthConfig;
-pub use issue::Right;
+pub use issue::{Issued, Right};
 pub use metrics::Metrics;
 pub use proof::Wanted;
-pub use token::{Issued, LIFETIME as TOKEN_LIFETIME, SERVICE};
+pub use token::{LIFETIME as TOKEN_LIFETIME, SERVICE};
 
 use crate::database::Database;
-use crate::oci::ErrorCode;
-use crate::routing::{Access, Caller, Route, Upstream};
+use crate::oci::{ErrorCode, Reference};
+use crate::routing::{Access, Caller, ImagePattern, Login, Route, Upstream};
 use crate::runtime::{Clock, Tasks};
 use crate::store::Store;
 use crate::upstream::{self, Client};
 use authorization::Authorization;
 use keyed_hash::KeyedHash;
+use keys::{Key, KeySecret, KeyStore, LiveKeys, Refused};
 use signing::Keyring;
-use token::{Fault, Granted, Tokens};
+use token::{Granted, Subject, Tokens, Verified};
 use verdicts::Verdicts;
 
 /// A pull that may be answered.
 #[derive(Debug, Clone)]
-pub struct Admitted(Route);
+pub struct Admitted {
+    route: Route,
+    /// The key that it was admitted with.
+    key: Option<Arc<Key>>,
+}
 
 impl Admitted {
     /// Where it goes, and on whose behalf.
     pub fn route(&self) -> &Route {
-        &self.0
+        &self.route
+    }
+
+    /// Whether a tag of the repository is to be shown.
+    pub fn shows(&self, tag: &str) -> bool {
+        let Route { upstream, repository, .. } = &self.route;
+        self.key.as_ref().is_none_or(|key| key.shows(&upstream.name, repository, tag))
+    }
+}
+
+/// Whoever may see the list of an upstream's repositories.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    /// On whose behalf the upstream is asked, where it judges its callers.
+    pub caller: Option<Caller>,
+    key: Option<Arc<Key>>,
+}
+
+impl Visitor {
+    /// Whether a repository is to be shown.
+    pub fn shows(&self, upstream: &Upstream, repository: &str) -> bool {
+        let reaches =
+            |key: &Arc<Key>| repository.parse().is_ok_and(|name| key.reaches(&upstream.name, &name));
+        self.key.as_ref().is_none_or(reaches)
     }
 }
 
@@ -68,7 +99,9 @@ pub enum Denial {
     InvalidToken,
     /// The token does not name this right.
     InsufficientScope,
-    /// The upstream wants a login, or another one.
+    /// The key does not do.
+    Key(Refused),
+    /// A login or a key is wanted, or another one.
     Unauthenticated,
     /// The upstream knows the caller, and says no.
     Forbidden,
@@ -76,6 +109,8 @@ pub enum Denial {
     Unknown(ErrorCode),
     /// The upstream cannot be asked, and has not said yes within the grace.
     Unavailable(Arc<upstream::Error>),
+    /// The database cannot say whether there is such a key.
+    NoDatabase,
     /// So many are asked about at once that this one has found no place.
     Busy,
     /// A task of ours died; its panic is in the log.
@@ -86,9 +121,36 @@ pub enum Denial {
 #[derive(Debug)]
 pub struct Auth {
     has_callers: bool,
+    public: Public,
     hash: Arc<KeyedHash>,
     verdicts: Verdicts,
     tokens: Tokens,
+    keys: LiveKeys,
+    metrics: Arc<Metrics>,
+}
+
+/// What needs no key.
+#[derive(Debug)]
+struct Public {
+    is_everything: bool,
+    patterns: Vec<ImagePattern>,
+}
+
+impl Public {
+    fn includes(&self, route: &Route, wanted: Wanted<'_>) -> bool {
+        let Route { upstream, repository, .. } = route;
+        let includes = |pattern: &ImagePattern| match wanted {
+            Wanted::Manifest(Reference::Tag(tag)) => pattern.matches_tag(&upstream.name, repository, tag),
+            _ => pattern.matches_repository(&upstream.name, repository),
+        };
+        self.is_everything || self.patterns.iter().any(includes)
+    }
+
+    fn reaches(&self, route: &Route) -> bool {
+        let Route { upstream, repository, .. } = route;
+        self.is_everything
+            || self.patterns.iter().any(|pattern| pattern.matches_repository(&upstream.name, repository))
+    }
 }
 
 /// What decisions are made with.
@@ -124,6 +186,37 @@ pub enum AuthError {
     Signing(String),
 }
 
+/// The keys of the edge whose `state` directory this is. Its secret is made where there is none.
+///
+/// # Errors
+/// [`AuthError::Secret`].
+pub async fn open_keys(
+    state: &Path,
+    database: Database,
+    clock: Arc<dyn Clock>,
+) -> Result<KeyStore, AuthError> {
+    Ok(KeyStore::new(database, open_secret(state).await?, clock))
+}
+
+async fn open_secret(state: &Path) -> Result<Arc<KeyedHash>, AuthError> {
+    let path = state.join("secret");
+    let opened = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || KeyedHash::open(&path)).await
+    };
+    let hash = opened.map_err(std::io::Error::other).flatten();
+    Ok(Arc::new(hash.map_err(|source| AuthError::Secret { path, source })?))
+}
+
+/// Who asks, as far as a request tells.
+enum Identity {
+    Anybody,
+    /// A login that is none of our keys.
+    Login(Login),
+    Token(Arc<Verified>),
+    Key(Arc<Key>),
+}
+
 impl Auth {
     /// Reads the secret in the `state` directory, or makes it, and the keys that sign tokens. `has_callers` says whether
     /// any upstream judges its callers.
@@ -136,33 +229,33 @@ impl Auth {
         has_callers: bool,
         parts: Parts,
     ) -> Result<Self, AuthError> {
-        let path = state.join("secret");
-        let opened = {
-            let path = path.clone();
-            tokio::task::spawn_blocking(move || KeyedHash::open(&path)).await
-        };
-        let hash = opened.map_err(std::io::Error::other).flatten();
-        let hash = Arc::new(hash.map_err(|source| AuthError::Secret { path, source })?);
+        let hash = open_secret(state).await?;
         let Parts { database, client, store, clock, tasks, metrics } = parts;
-        let keyring = Keyring::open(database, &hash, Arc::clone(&clock), &tasks).await;
+        let metrics = Arc::new(metrics);
+        let keyring = Keyring::open(database.clone(), &hash, Arc::clone(&clock), &tasks).await;
         let keyring = keyring.map_err(AuthError::Signing)?;
         let external_url = config.external_url.as_ref().map(ToString::to_string);
         let tokens = Tokens::new(keyring, Arc::clone(&hash), external_url.as_deref(), Arc::clone(&clock));
-        let verdicts = Verdicts::new(config, Arc::clone(&hash), client, store, clock, &tasks, metrics);
-        Ok(Self { has_callers, hash, verdicts, tokens })
+        let public =
+            Public { is_everything: config.anonymous != Some(false), patterns: config.public.clone() };
+        let key_store = KeyStore::new(database, Arc::clone(&hash), Arc::clone(&clock));
+        let keys = LiveKeys::new(key_store, Arc::clone(&hash), Arc::clone(&clock), config.grace, &tasks);
+        let verdicts =
+            Verdicts::new(config, Arc::clone(&hash), client, store, clock, &tasks, Arc::clone(&metrics));
+        Ok(Self { has_callers, public, hash, verdicts, tokens, keys, metrics })
     }
 
     /// Admits a request without an `Authorization`, if memory alone can tell. Waits for nothing and asks nobody.
     pub fn admit_at_once(&self, route: Route, wanted: Wanted<'_>) -> Option<Admitted> {
         if route.upstream.access != Access::Caller {
-            return Some(Admitted(route));
+            return self.public.includes(&route, wanted).then_some(Admitted { route, key: None });
         }
         let route = Route { caller: Some(Caller::anonymous()), ..route };
-        self.verdicts.is_granted(&route, wanted).then_some(Admitted(route))
+        self.verdicts.is_granted(&route, wanted).then_some(Admitted { route, key: None })
     }
 
-    /// Admits a request with these headers, which wants `wanted` of the route's repository. Where its upstream judges
-    /// its callers and has not done so for this one, it is asked.
+    /// Admits a request with these headers, from this address, which wants `wanted` of the route's repository. Where its
+    /// upstream judges its callers and has not done so for this one, it is asked.
     ///
     /// # Errors
     /// [`Denial`] says why not.
@@ -170,53 +263,76 @@ impl Auth {
         &self,
         route: Route,
         headers: &HeaderMap,
+        from: Option<IpAddr>,
         wanted: Wanted<'_>,
     ) -> Result<Admitted, Denial> {
-        let right = || Granted::Repository(route.upstream.name.clone(), route.repository.clone());
-        let caller = self.identify(&route.upstream, headers, right)?;
-        let Some(caller) = caller else {
-            return Ok(Admitted(route));
-        };
-        let route = Route { caller: Some(caller), ..route };
-        if !self.verdicts.is_granted(&route, wanted) {
-            // Boxed: hyper moves the future of every request, and most are answered from memory.
-            let judged = Box::pin(self.verdicts.judge(&route, wanted)).await;
-            judged.map_err(|denial| match denial {
-                // Clients show their login only when they are asked for it.
-                Denial::Forbidden | Denial::Unknown(_) if !headers.contains_key(AUTHORIZATION) => {
-                    Denial::Unauthenticated
-                }
-                denial => denial,
-            })?;
+        let is_judged = route.upstream.access == Access::Caller;
+        if !is_judged && self.public.includes(&route, wanted) {
+            // Whatever else comes along.
+            return Ok(Admitted { route, key: None });
         }
-        Ok(Admitted(route))
+        let right = || Granted::Repository(route.upstream.name.clone(), route.repository.clone());
+        let identity = Box::pin(self.identify(headers, from, right)).await?;
+        if is_judged {
+            let caller = self.caller(&route.upstream, identity)?;
+            let route = Route { caller: Some(caller), ..route };
+            self.judge(&route, headers, wanted).await?;
+            return Ok(Admitted { route, key: None });
+        }
+        let Identity::Key(key) = identity else { return Err(Denial::Unauthenticated) };
+        if !key.allows(&route.upstream.name, &route.repository, wanted) {
+            return Err(self.refuse(&key.id, Refused::Scope));
+        }
+        self.keys.used(&key);
+        Ok(Admitted { route, key: Some(key) })
     }
 
-    /// Who asks for the list of an upstream's repositories, where it judges its callers.
+    /// Admits somebody to the list of an upstream's repositories.
     ///
     /// # Errors
     /// [`Denial`] says why he does not get it.
-    pub fn admit_to_catalog(
+    pub async fn admit_to_catalog(
         &self,
         upstream: &Upstream,
         headers: &HeaderMap,
-    ) -> Result<Option<Caller>, Denial> {
-        self.identify(upstream, headers, || Granted::Catalog(upstream.name.clone()))
+        from: Option<IpAddr>,
+    ) -> Result<Visitor, Denial> {
+        let is_judged = upstream.access == Access::Caller;
+        if !is_judged && self.public.is_everything {
+            return Ok(Visitor { caller: None, key: None });
+        }
+        let identity = self.identify(headers, from, || Granted::Catalog(upstream.name.clone())).await?;
+        if is_judged {
+            let caller = Some(self.caller(upstream, identity)?);
+            return Ok(Visitor { caller, key: None });
+        }
+        let Identity::Key(key) = identity else { return Err(Denial::Unauthenticated) };
+        self.keys.used(&key);
+        Ok(Visitor { caller: None, key: Some(key) })
     }
 
     /// Whether somebody who asks for nothing in particular has said who he is, where that matters anywhere.
     ///
     /// # Errors
     /// [`Denial`] says why he is not believed.
-    pub fn greet(&self, headers: &HeaderMap) -> Result<(), Denial> {
-        if !self.has_callers {
+    pub async fn greet(&self, headers: &HeaderMap, from: Option<IpAddr>) -> Result<(), Denial> {
+        if !self.has_callers && self.public.is_everything {
             return Ok(());
         }
         match Authorization::read(headers)? {
             Authorization::None => Err(Denial::Unauthenticated),
-            // Which upstream it is for is not known yet.
-            Authorization::Login(_) => Ok(()),
-            Authorization::Token(token) => self.tokens.verify(token).map(|_| ()).map_err(Denial::from),
+            Authorization::Login(login) => match self.of_login(login, from).await? {
+                // Which upstream it is for is not known yet.
+                Identity::Login(_) if !self.has_callers => Err(Denial::Unauthenticated),
+                _ => Ok(()),
+            },
+            Authorization::Token(token) => {
+                let verified = self.tokens.verify(token)?;
+                if let Subject::Key(id) = &verified.subject {
+                    self.living(id, from).await?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -225,43 +341,91 @@ impl Auth {
         self.tokens.jwks()
     }
 
-    /// On whose behalf an upstream is asked; `None` for the edge, where it judges nobody.
-    fn identify(
+    /// Who asks for this right, believed.
+    async fn identify(
         &self,
-        upstream: &Upstream,
         headers: &HeaderMap,
+        from: Option<IpAddr>,
         right: impl FnOnce() -> Granted,
-    ) -> Result<Option<Caller>, Denial> {
-        let judges = upstream.access == Access::Caller;
-        let caller = match Authorization::read(headers) {
-            // What is for everybody is given whatever else comes along.
-            _ if !judges => return Ok(None),
-            Err(denial) => return Err(denial),
-            Ok(Authorization::None) => Caller::anonymous(),
-            Ok(Authorization::Login(login)) => {
-                Caller::with_login(self.hash.caller(&upstream.name, &login), login)
-            }
-            Ok(Authorization::Token(token)) => {
+    ) -> Result<Identity, Denial> {
+        match Authorization::read(headers)? {
+            Authorization::None => Ok(Identity::Anybody),
+            Authorization::Login(login) => self.of_login(login, from).await,
+            Authorization::Token(token) => {
                 let verified = self.tokens.verify(token)?;
                 if !verified.grants(&right()) {
                     return Err(Denial::InsufficientScope);
                 }
-                match &verified.login {
-                    Some((given_for, caller)) if *given_for == upstream.name => caller.clone(),
-                    // It was given to another upstream's caller, and says nothing of this one.
-                    Some(_) => return Err(Denial::InsufficientScope),
-                    None => Caller::anonymous(),
+                match &verified.subject {
+                    Subject::Key(id) => self.living(id, from).await.map(Identity::Key),
+                    Subject::Anybody | Subject::Caller(..) => Ok(Identity::Token(verified)),
                 }
             }
-        };
-        Ok(Some(caller))
-    }
-}
-
-impl From<Fault> for Denial {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Invalid | Fault::Expired => Self::InvalidToken,
         }
+    }
+
+    /// Who offers this login: a key, if it looks like the secret of one.
+    async fn of_login(&self, login: Login, from: Option<IpAddr>) -> Result<Identity, Denial> {
+        let (Login::Password { password: secret, .. } | Login::IdentityToken(secret)) = &login;
+        if !secret.expose().starts_with(keys::PREFIX) {
+            return Ok(Identity::Login(login));
+        }
+        let Ok(secret) = secret.expose().parse::<KeySecret>() else {
+            self.metrics.refused(Refused::Unknown.as_str());
+            return Err(Denial::Key(Refused::Unknown));
+        };
+        let found = self.keys.of_secret(&secret).await.map_err(|_| Denial::NoDatabase)?;
+        let key = found.map_err(|refused| self.refuse(secret.id(), refused))?;
+        self.check(key, from).map(Identity::Key)
+    }
+
+    /// A key that somebody was given a token for, if it is still good.
+    async fn living(&self, id: &keys::KeyId, from: Option<IpAddr>) -> Result<Arc<Key>, Denial> {
+        let found = self.keys.find(id).await.map_err(|_| Denial::NoDatabase)?;
+        self.check(found.ok_or_else(|| self.refuse(id, Refused::Unknown))?, from)
+    }
+
+    fn check(&self, key: Arc<Key>, from: Option<IpAddr>) -> Result<Arc<Key>, Denial> {
+        match key.check(self.keys.now(), from) {
+            Ok(()) => Ok(key),
+            Err(refused) => Err(self.refuse(&key.id, refused)),
+        }
+    }
+
+    fn refuse(&self, id: &keys::KeyId, refused: Refused) -> Denial {
+        self.metrics.refused(refused.as_str());
+        tracing::info!(key = %id, reason = refused.as_str(), "a key is refused");
+        Denial::Key(refused)
+    }
+
+    /// On whose behalf an upstream is asked that judges its callers.
+    fn caller(&self, upstream: &Upstream, identity: Identity) -> Result<Caller, Denial> {
+        match identity {
+            Identity::Anybody => Ok(Caller::anonymous()),
+            Identity::Login(login) => Ok(Caller::with_login(self.hash.caller(&upstream.name, &login), login)),
+            Identity::Token(verified) => match &verified.subject {
+                Subject::Caller(given_for, caller) if *given_for == upstream.name => Ok(caller.clone()),
+                // It was given to another upstream's caller, and says nothing of this one.
+                Subject::Caller(..) => Err(Denial::InsufficientScope),
+                Subject::Anybody | Subject::Key(_) => Ok(Caller::anonymous()),
+            },
+            // Our keys say nothing of what the upstream lets their owners do.
+            Identity::Key(key) => Err(self.refuse(&key.id, Refused::Scope)),
+        }
+    }
+
+    async fn judge(&self, route: &Route, headers: &HeaderMap, wanted: Wanted<'_>) -> Result<(), Denial> {
+        if self.verdicts.is_granted(route, wanted) {
+            return Ok(());
+        }
+        // Boxed: hyper moves the future of every request, and most are answered from memory.
+        let judged = Box::pin(self.verdicts.judge(route, wanted)).await;
+        judged.map_err(|denial| match denial {
+            // Clients show their login only when they are asked for it.
+            Denial::Forbidden | Denial::Unknown(_) if !headers.contains_key(AUTHORIZATION) => {
+                Denial::Unauthenticated
+            }
+            denial => denial,
+        })
     }
 }

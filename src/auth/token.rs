@@ -12,7 +12,9 @@ use jsonwebtoken::{Header, Validation, decode, decode_header, encode};
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
+use super::Denial;
 use super::keyed_hash::{KeyedHash, Sealer};
+use super::keys::KeyId;
 use super::signing::{ALGORITHM, Keyring};
 use crate::oci::Repository;
 use crate::routing::{Caller, Login, UpstreamName};
@@ -28,6 +30,19 @@ pub const SERVICE: &str = "clawhub-edge";
 const VERIFIED: u64 = 50_000;
 /// Bytes of random for the id of a token.
 const ID: usize = 12;
+
+/// How the subjects of tokens begin, or what they are.
+const ANYBODY: &str = "anonymous";
+const LOGIN: &str = "login:";
+const KEY: &str = "key:";
+
+/// Whom a token is issued to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Bearer<'a> {
+    Anybody,
+    Login(&'a UpstreamName, &'a Login),
+    Key(&'a KeyId),
+}
 
 /// What a token says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,11 +91,21 @@ pub(super) enum Granted {
     Catalog(UpstreamName),
 }
 
+/// For whom a token was issued.
+#[derive(Debug)]
+pub(super) enum Subject {
+    /// Anybody.
+    Anybody,
+    /// Whoever has this login at this upstream.
+    Caller(UpstreamName, Caller),
+    /// Whoever has the secret of this key, which may have been revoked since.
+    Key(KeyId),
+}
+
 /// A token whose every part was checked.
 #[derive(Debug)]
 pub(super) struct Verified {
-    /// On whose behalf, where that is a login at an upstream.
-    pub(super) login: Option<(UpstreamName, Caller)>,
+    pub(super) subject: Subject,
     granted: HashSet<Granted>,
     expires_at: Timestamp,
 }
@@ -91,22 +116,14 @@ impl Verified {
     }
 }
 
-/// Why a token is not taken.
+/// It is no token of ours (another algorithm, key, issuer or audience, or a byte was changed), or not of this time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// It is no token, or not one of ours: another algorithm, key, issuer or audience, or a byte was changed.
-    Invalid,
-    /// Its time is over, or has not come.
-    Expired,
-}
+pub(super) struct Fault;
 
-/// A token as it is given out.
-#[derive(Debug)]
-pub struct Issued {
-    /// The token.
-    pub token: Secret,
-    /// Since when it is good.
-    pub issued_at: Timestamp,
+impl From<Fault> for Denial {
+    fn from(_: Fault) -> Self {
+        Self::InvalidToken
+    }
 }
 
 /// Writes tokens and reads them.
@@ -139,20 +156,24 @@ impl Tokens {
         self.keyring.current().jwks.clone()
     }
 
-    /// A token for these rights, for somebody with this login at an upstream, or for anybody.
+    /// A token for these rights, and since when it is good.
     pub(super) fn issue(
         &self,
         granted: &[Granted],
-        login: Option<(&UpstreamName, &Login)>,
-    ) -> Result<Issued, String> {
+        bearer: Bearer<'_>,
+    ) -> Result<(Secret, Timestamp), String> {
         let issued_at = self.clock.now();
         let seconds = issued_at.as_millis() / 1000;
         let mut id = [0; ID];
         aws_lc_rs::rand::fill(&mut id).map_err(|_| "the machine gives no random bytes".to_owned())?;
-        let subject = login.map_or_else(
-            || "anonymous".to_owned(),
-            |(upstream, login)| format!("login:{}", self.hash.caller(upstream, login)),
-        );
+        let (subject, login) = match bearer {
+            Bearer::Anybody => (ANYBODY.to_owned(), None),
+            Bearer::Login(upstream, login) => {
+                let caller = self.hash.caller(upstream, login);
+                (format!("{LOGIN}{caller}"), Some(self.seal(upstream, login)?))
+            }
+            Bearer::Key(id) => (format!("{KEY}{id}"), None),
+        };
         let claims = Claims {
             iss: self.issuer.clone(),
             aud: SERVICE.to_owned(),
@@ -162,12 +183,12 @@ impl Tokens {
             exp: seconds + LIFETIME.as_secs(),
             jti: base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, id),
             access: granted.iter().map(Access::of).collect(),
-            login: login.map(|(upstream, login)| self.seal(upstream, login)).transpose()?,
+            login,
         };
         let keys = self.keyring.current();
         let header = Header { kid: Some(keys.id.clone()), ..Header::new(ALGORITHM) };
         let token = encode(&header, &claims, &keys.signing).map_err(|error| error.to_string())?;
-        Ok(Issued { token: Secret::new(token), issued_at })
+        Ok((Secret::new(token), issued_at))
     }
 
     /// What a token says, if it is to be believed. One that was seen before costs a hash and a look-up.
@@ -182,27 +203,35 @@ impl Tokens {
             }
         };
         // Whatever memory says.
-        if self.clock.now() < verified.expires_at { Ok(verified) } else { Err(Fault::Expired) }
+        if self.clock.now() < verified.expires_at { Ok(verified) } else { Err(Fault) }
     }
 
     fn read(&self, token: &str) -> Result<Verified, Fault> {
-        let header = decode_header(token).map_err(|_| Fault::Invalid)?;
+        let header = decode_header(token).map_err(|_| Fault)?;
         let keys = self.keyring.current();
-        let key = header.kid.as_deref().and_then(|id| keys.find(id)).ok_or(Fault::Invalid)?;
+        let key = header.kid.as_deref().and_then(|id| keys.find(id)).ok_or(Fault)?;
         let mut validation = Validation::new(ALGORITHM);
         validation.set_audience(&[SERVICE]);
         validation.set_issuer(&[&self.issuer]);
         validation.set_required_spec_claims(&["aud", "exp", "iss", "nbf"]);
         // By our own clock, below.
         validation.validate_exp = false;
-        let claims: Claims = decode(token, key, &validation).map_err(|_| Fault::Invalid)?.claims;
+        let claims: Claims = decode(token, key, &validation).map_err(|_| Fault)?.claims;
         let now = self.clock.now().as_millis() / 1000;
         if claims.nbf > now + SKEW.as_secs() || claims.exp <= now {
-            return Err(Fault::Expired);
+            return Err(Fault);
         }
-        let login = claims.login.map(|login| self.unseal(&login)).transpose()?;
+        let subject = match (claims.login, claims.sub.strip_prefix(KEY)) {
+            (Some(login), None) => {
+                let (upstream, caller) = self.unseal(&login)?;
+                Subject::Caller(upstream, caller)
+            }
+            (None, Some(id)) => Subject::Key(id.parse().map_err(|_| Fault)?),
+            (None, None) if claims.sub == ANYBODY => Subject::Anybody,
+            _ => return Err(Fault),
+        };
         Ok(Verified {
-            login,
+            subject,
             granted: claims.access.iter().filter_map(Access::read).collect(),
             expires_at: Timestamp::from_millis(claims.exp.saturating_mul(1000)),
         })
@@ -221,9 +250,9 @@ impl Tokens {
     }
 
     fn unseal(&self, login: &SealedLogin) -> Result<(UpstreamName, Caller), Fault> {
-        let upstream: UpstreamName = login.upstream.parse().map_err(|_| Fault::Invalid)?;
-        let plain = self.sealer.unseal(&login.sealed, upstream.as_str()).ok_or(Fault::Invalid)?;
-        let plain: PlainLogin = serde_json::from_slice(&plain).map_err(|_| Fault::Invalid)?;
+        let upstream: UpstreamName = login.upstream.parse().map_err(|_| Fault)?;
+        let plain = self.sealer.unseal(&login.sealed, upstream.as_str()).ok_or(Fault)?;
+        let plain: PlainLogin = serde_json::from_slice(&plain).map_err(|_| Fault)?;
         let login = match plain.username {
             Some(username) => Login::password(&username, Secret::new(plain.secret)),
             None => Login::IdentityToken(Secret::new(plain.secret)),

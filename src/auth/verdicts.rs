@@ -46,7 +46,7 @@ struct Inner {
     client: Client,
     store: Store,
     clock: Arc<dyn Clock>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     // Every hit asks it. Nothing in it expires by itself: a verdict says how long it lasts.
     known: HotCache<OwnKey, Verdict>,
     proofs: Coalesce<OwnKey, Result<(), Denial>>,
@@ -96,7 +96,7 @@ impl Verdicts {
         store: Store,
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
-        metrics: Metrics,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let (known, proofs) = (HotCache::new(VERDICTS), Coalesce::new("caller-proof", tasks));
         let places = Semaphore::new(CONCURRENT_PROOFS);
@@ -216,6 +216,8 @@ impl Verdicts {
                     | Denial::Unusable
                     | Denial::InvalidToken
                     | Denial::InsufficientScope
+                    | Denial::Key(_)
+                    | Denial::NoDatabase
                     | Denial::Busy
                     | Denial::Internal => return outcome,
                 }

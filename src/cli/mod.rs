@@ -2,6 +2,7 @@
 
 mod client_config;
 mod dial;
+mod keys;
 mod pull;
 
 use std::collections::BTreeMap;
@@ -51,6 +52,8 @@ enum Command {
     CheckConfig,
     /// Print the files that point a client at this edge
     ClientConfig(Box<client_config::ClientConfigArguments>),
+    /// Make, list, rotate and revoke the keys that images are pulled with
+    Keys(Box<keys::KeysArguments>),
     /// Pull an image into the cache
     Pull(Box<pull::PullArguments>),
     /// Print the version
@@ -108,6 +111,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
         Some(Command::ClientConfig(client_config)) => client_config.run(&arguments.load()?),
+        Some(Command::Keys(keys)) => runtime()?.block_on(keys.run(&arguments.load()?)),
         Some(Command::Pull(pull)) => {
             let config = arguments.load()?;
             // The bars own the terminal; the log speaks up only when something is wrong.

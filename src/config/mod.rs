@@ -47,8 +47,6 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// `state.directory`: where what no other machine could make anew is kept, such as secrets.
     pub state: PathBuf,
-    /// `auth.anonymous`: whether whoever reaches a listener may pull what the upstream credentials may.
-    pub anonymous: bool,
 }
 
 /// The configuration cannot be used.
@@ -137,7 +135,6 @@ impl Config {
             tags,
             fill: FillConfig::read(&root.section("fill")),
             frontend: FrontendConfig::read(root),
-            anonymous: auth.read("anonymous", false),
         };
         if let Some(exposure) = config.check_exposure(&config.frontend.exposed()) {
             auth.mistake("anonymous", exposure);
@@ -149,7 +146,7 @@ impl Config {
     /// they are, gives everybody what that credential may pull. Says so if one of these listeners is such a one; where
     /// systemd's sockets are is known only at the start.
     pub fn check_exposure(&self, exposed: &[ListenAddress]) -> Option<String> {
-        if self.anonymous || exposed.is_empty() || !self.routing.shares_rights() {
+        if self.auth.anonymous.is_some() || exposed.is_empty() || !self.routing.shares_rights() {
             return None;
         }
         let addresses = exposed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -157,6 +154,7 @@ impl Config {
             "everybody who reaches {addresses} could pull what the upstream credentials may pull. \
              Listen on a loopback address or a Unix socket only, or require client certificates there, \
              or remove the credentials, or let every caller prove his own rights there (access = \"caller\"), or set \
+             auth.anonymous = false and make keys for those who may (clawhub-edge keys create), or set \
              auth.anonymous = true to allow it"
         ))
     }

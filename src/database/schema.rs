@@ -5,7 +5,10 @@ use sqlx::SqlStr;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 
 /// What each version adds. Never changed once it has been released: databases remember its checksum.
-const VERSIONS: [(&str, &str); 1] = [("signing keys", include_str!("migrations/0001_signing_keys.sql"))];
+const VERSIONS: [(&str, &str); 2] = [
+    ("signing keys", include_str!("migrations/0001_signing_keys.sql")),
+    ("keys", include_str!("migrations/0002_keys.sql")),
+];
 
 /// The tables of a database are not those of this version.
 #[derive(Debug, thiserror::Error)]

@@ -7,37 +7,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::runtime::Network;
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderName};
-use ipnet::IpNet;
-
-use crate::runtime::Setting;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-/// A network of trusted proxies, as in `10.0.0.0/8`, or one address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network(IpNet);
-
-impl Network {
-    fn contains(&self, ip: IpAddr) -> bool {
-        self.0.contains(&ip.to_canonical())
-    }
-}
-
-impl Setting for Network {
-    const EXPECTED: &'static str = "a network such as \"10.0.0.0/8\" or an address";
-    fn from_text(text: &str) -> Result<Self, String> {
-        let network = text.parse::<IpNet>().or_else(|error| match text.parse::<IpAddr>() {
-            Ok(address) => Ok(IpNet::from(address)),
-            Err(_) => Err(error.to_string()),
-        })?;
-        Ok(Self(network))
-    }
-    fn to_text(&self) -> String {
-        self.0.to_string()
-    }
-}
 
 /// Where a connection, or what it speaks for, comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +37,17 @@ impl Source {
             Self::Socket(address) => proxies.iter().any(|network| network.contains(address.ip())),
             Self::Forwarded(ip) => proxies.iter().any(|network| network.contains(ip)),
             Self::Unix => !proxies.is_empty(),
+        }
+    }
+}
+
+impl Source {
+    /// Its address, where it has one.
+    pub(super) fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Socket(address) => Some(address.ip()),
+            Self::Forwarded(ip) => Some(ip),
+            Self::Unix => None,
         }
     }
 }
@@ -152,6 +137,7 @@ fn node(text: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Setting as _;
 
     fn client(source: &str, proxies: &[&str]) -> Client {
         let source = match source {

@@ -4,9 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::address::ListenAddress;
-use super::client::Network;
 use super::tls::TlsConfig;
-use crate::runtime::{Bytes, Section, Setting, Timestamp, keyword_setting};
+use crate::runtime::{Bytes, Network, Section, Setting, Timestamp, keyword_setting};
 
 /// Where the edge listens without configuration: nobody else can reach it there.
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5050);

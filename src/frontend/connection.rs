@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::client::{Client, Network, Secured, Source};
+use super::client::{Client, Secured, Source};
 use super::config::{Limits, ProxyProtocol};
 use super::file_writer::{FileSocket, FileWriter};
 use super::opening::Opening;
@@ -30,7 +30,7 @@ use super::proxy_protocol;
 use super::service::{Facet, Service};
 use super::tls::{self, Tls};
 use super::{http1, http2};
-use crate::runtime::Tasks;
+use crate::runtime::{Network, Tasks};
 
 /// Room for the first read: the head of an ordinary request, or a `ClientHello`.
 const FIRST_READ: usize = 1024;

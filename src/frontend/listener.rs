@@ -7,14 +7,13 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::address::{Endpoint, ListenAddress};
 use super::bind::{self, BindError, Socket};
-use super::client::Network;
 use super::config::{FrontendConfig, Limits, ListenConfig, ProxyProtocol};
 use super::connection::Terms;
 use super::outbox::Decoy;
 use super::passed::PassedSockets;
 use super::service::{Facet, Service};
 use super::tls::{self, Reloader, Tls};
-use crate::runtime::{Clock, Tasks};
+use crate::runtime::{Clock, Network, Tasks};
 use crate::telemetry;
 
 /// A failed accept (descriptors or memory exhausted) is tried again after this long; at once would

@@ -35,7 +35,6 @@ mod tokens;
 pub use accounts::Accounts;
 pub use address::{Endpoint, ListenAddress};
 pub use bind::BindError;
-pub use client::Network;
 pub use config::{FileMode, FrontendConfig, Limits, ListenConfig, ProxyProtocol};
 pub use listener::Listeners;
 pub use passed::{PassedError, PassedSockets};

@@ -10,6 +10,7 @@ use arrayvec::ArrayString;
 use hyper::StatusCode;
 
 use crate::auth::Denial;
+use crate::auth::keys::Refused;
 use crate::oci::{ErrorCode, RequestError, concat};
 use crate::pull::{self, Freshness, Served};
 use crate::routing::RoutingError;
@@ -67,6 +68,27 @@ impl Refusal {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{upstream} does not have it"))
             }
             Denial::Unavailable(error) => Self::from(&**error),
+            Denial::Key(Refused::Scope) => {
+                Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "the key is not for this image")
+            }
+            Denial::Key(Refused::Network) => {
+                Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "the key is not for this network")
+            }
+            Denial::Key(refused) => {
+                let message = match refused {
+                    Refused::Revoked => "the key was revoked",
+                    Refused::Expired => "the key has expired",
+                    Refused::NotYet => "the key is not valid yet",
+                    _ => "there is no such key, or its secret is another",
+                };
+                Self::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message)
+            }
+            Denial::NoDatabase => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                "the key cannot be looked up now",
+            )
+            .retry(DEFAULT_RETRY_AFTER),
             Denial::Busy => Self::overload(),
             Denial::Internal => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "an internal error")

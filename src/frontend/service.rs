@@ -1,5 +1,6 @@
 //! One request, one answer.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -181,7 +182,7 @@ impl Service {
         let (kind, answer) = match self.operator_answer(&parts, facet) {
             Some(answer) => (Kind::Operator, answer),
             None if tokens::is_path(parts.uri.path()) => {
-                (Kind::Token, Box::pin(self.token_answer(&parts, body)).await)
+                (Kind::Token, Box::pin(self.token_answer(&parts, body, client)).await)
             }
             None => self.api_answer(&parts, client).await,
         };
@@ -288,7 +289,7 @@ impl Service {
             Target::Catalog { .. } => Kind::Catalog,
             Target::Upload { .. } => Kind::Write,
         };
-        let answer = self.target_answer(parts, &request, via).await.unwrap_or_else(|refusal| {
+        let answer = self.target_answer(parts, &request, via, client).await.unwrap_or_else(|refusal| {
             let challenge = (refusal.status == StatusCode::UNAUTHORIZED)
                 .then(|| self.challenge(parts, client, &request, refusal.token_error));
             let answer = Answer::from(refusal);
@@ -304,18 +305,26 @@ impl Service {
         (kind, answer)
     }
 
-    async fn target_answer(&self, parts: &Parts, request: &ApiRequest, via: Via) -> Result<Answer, Refusal> {
+    async fn target_answer(
+        &self,
+        parts: &Parts,
+        request: &ApiRequest,
+        via: Via,
+        client: &Client,
+    ) -> Result<Answer, Refusal> {
         let ns = request.ns.as_deref();
+        let from = client.of_request(&parts.headers).ip();
         let admit = async |repository, wanted| {
             let route =
                 self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
             let upstream = Arc::clone(&route.upstream);
-            let admitted = self.auth.admit(Route { via: via.clone(), ..route }, &parts.headers, wanted).await;
+            let route = Route { via: via.clone(), ..route };
+            let admitted = self.auth.admit(route, &parts.headers, from, wanted).await;
             admitted.map_err(|denial| deny(&denial, upstream.name.as_str()))
         };
         // hyper moves the future of every request, so all but that of a hot manifest are boxed.
         match &request.target {
-            Target::Base => self.base(parts),
+            Target::Base => Box::pin(self.base(parts, from)).await,
             Target::Manifest { repository, reference } => {
                 let admitted = admit(repository, Wanted::Manifest(reference)).await?;
                 self.manifest(parts, &admitted, reference).await
@@ -332,15 +341,15 @@ impl Service {
                 let admitted = admit(repository, Wanted::Referrers(digest)).await?;
                 Box::pin(self.referrers(&admitted, digest, &request.target, ns)).await
             }
-            Target::Catalog { page } => Box::pin(self.catalog(parts, page, ns, &via)).await,
+            Target::Catalog { page } => Box::pin(self.catalog(parts, page, ns, &via, from)).await,
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
         }
     }
 
     /// Where some callers have to say who they are, everybody is told so here: Podman, CRI-O and Docker learn it nowhere
     /// else.
-    fn base(&self, parts: &Parts) -> Result<Answer, Refusal> {
-        let greeted = self.auth.greet(&parts.headers);
+    async fn base(&self, parts: &Parts, from: Option<IpAddr>) -> Result<Answer, Refusal> {
+        let greeted = self.auth.greet(&parts.headers, from).await;
         greeted.map_err(|denial| Refusal::of_denial(&denial, "this registry"))?;
         Ok(Answer::text(StatusCode::OK, JSON, "{}"))
     }
@@ -415,7 +424,8 @@ impl Service {
     ) -> Result<Answer, Refusal> {
         let list = self.puller.tags(admitted, page).await.map_err(|error| refuse(&error))?;
         // The client's own name of the repository: it may carry the upstream's as a prefix.
-        let document = serde_json::json!({ "name": repository.as_str(), "tags": list.entries }).to_string();
+        let shown: Vec<_> = list.entries.iter().filter(|tag| admitted.shows(tag)).collect();
+        let document = serde_json::json!({ "name": repository.as_str(), "tags": shown }).to_string();
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
         Ok(match list.next {
             Some(next) => {
@@ -433,14 +443,16 @@ impl Service {
         page: &Page,
         ns: Option<&str>,
         via: &Via,
+        from: Option<IpAddr>,
     ) -> Result<Answer, Refusal> {
         let upstream = self.routes.upstream(ns, host(parts)).map_err(|error| Refusal::from(&error))?;
-        let caller = self.auth.admit_to_catalog(upstream, &parts.headers);
-        let caller = caller.map_err(|denial| deny(&denial, upstream.name.as_str()))?;
-        let list = self.puller.catalog(upstream, caller.as_ref(), via, page).await;
+        let visitor = self.auth.admit_to_catalog(upstream, &parts.headers, from).await;
+        let visitor = visitor.map_err(|denial| deny(&denial, upstream.name.as_str()))?;
+        let list = self.puller.catalog(upstream, visitor.caller.as_ref(), via, page).await;
         let list = list
             .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
-        let document = serde_json::json!({ "repositories": list.entries }).to_string();
+        let shown: Vec<_> = list.entries.iter().filter(|name| visitor.shows(upstream, name)).collect();
+        let document = serde_json::json!({ "repositories": shown }).to_string();
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
         Ok(match list.next {
             Some(page) => answer.header(header::LINK, next_page_link(&Target::Catalog { page }, ns)),

@@ -4,6 +4,7 @@
 //! realm of a challenge names it, as `/token/<upstream>`. The one at the base of the API names none, and then the
 //! repository does, as in a pull.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use form_urlencoded::parse;
@@ -35,6 +36,8 @@ const MAX_SCOPES: usize = 64;
 struct TokenRequest {
     login: Option<Login>,
     scopes: Vec<PullScope>,
+    /// Whether something is wanted to get the next one with.
+    is_offline: bool,
 }
 
 /// Whether a path is the token service's.
@@ -45,14 +48,15 @@ pub(super) fn is_path(path: &str) -> bool {
 
 impl Service {
     /// Answers a request to the token service.
-    pub(super) async fn token_answer(&self, parts: &Parts, body: Incoming) -> Answer {
+    pub(super) async fn token_answer(&self, parts: &Parts, body: Incoming, client: &Client) -> Answer {
+        let from = client.of_request(&parts.headers).ip();
         let answer = match (&parts.method, parts.uri.path()) {
             (&Method::GET | &Method::HEAD, JWKS) => {
                 return Answer::text(StatusCode::OK, JSON, self.auth().jwks());
             }
-            (&Method::GET, path) if path != JWKS => self.issue(parts, query(parts)),
+            (&Method::GET, path) if path != JWKS => self.issue(parts, from, query(parts)).await,
             (&Method::POST, path) if path != JWKS => match form(parts, body).await {
-                Ok(request) => self.issue(parts, Ok(request)),
+                Ok(request) => self.issue(parts, from, Ok(request)).await,
                 Err(error) => Ok(oauth_error(error)),
             },
             _ => {
@@ -63,13 +67,18 @@ impl Service {
         answer.unwrap_or_else(Answer::from).header(header::CACHE_CONTROL, "no-store")
     }
 
-    fn issue(&self, parts: &Parts, request: Result<TokenRequest, Refusal>) -> Result<Answer, Refusal> {
+    async fn issue(
+        &self,
+        parts: &Parts,
+        from: Option<IpAddr>,
+        request: Result<TokenRequest, Refusal>,
+    ) -> Result<Answer, Refusal> {
         let named = parts.uri.path().strip_prefix(TOKEN).and_then(|path| path.strip_prefix('/'));
         let named = named.filter(|name| !name.is_empty());
         if named.is_some() {
             self.routes().upstream(named, None).map_err(|error| Refusal::from(&error))?;
         }
-        let TokenRequest { login, scopes } = request?;
+        let TokenRequest { login, scopes, is_offline } = request?;
         // What nobody here has is left out, as everything that is not granted.
         let right = |scope: &PullScope| match scope {
             PullScope::Repository(repository) => {
@@ -80,14 +89,17 @@ impl Service {
             }
         };
         let rights: Vec<Right> = scopes.iter().filter_map(right).collect();
-        let issued = self.auth().issue(login.as_ref(), &rights);
+        let issued = self.auth().issue(login, from, &rights).await;
         let issued = issued.map_err(|denial| Refusal::of_denial(&denial, SERVICE))?;
-        let document = serde_json::json!({
+        let mut document = serde_json::json!({
             "token": issued.token.expose(),
             "access_token": issued.token.expose(),
             "expires_in": TOKEN_LIFETIME.as_secs(),
             "issued_at": issued.issued_at.to_string(),
         });
+        if let Some(refresh_token) = issued.refresh_token.filter(|_| is_offline) {
+            document["refresh_token"] = refresh_token.expose().into();
+        }
         Ok(Answer::text(StatusCode::OK, JSON, document.to_string()))
     }
 
@@ -143,7 +155,8 @@ fn called(client: &Client, parts: &Parts, host: &str) -> Option<Site> {
 fn query(parts: &Parts) -> Result<TokenRequest, Refusal> {
     let login = Auth::login(&parts.headers).map_err(|denial| Refusal::of_denial(&denial, SERVICE))?;
     let query = parts.uri.query().unwrap_or_default();
-    Ok(TokenRequest { login, scopes: scopes(query.as_bytes()) })
+    let is_offline = parse(query.as_bytes()).any(|(name, value)| name == "offline_token" && value == "true");
+    Ok(TokenRequest { login, scopes: scopes(query.as_bytes()), is_offline })
 }
 
 /// A request by `POST` of a form; the error is one of OAuth 2.0 (RFC 6749, section 5.2).
@@ -164,7 +177,10 @@ async fn form(parts: &Parts, body: Incoming) -> Result<TokenRequest, &'static st
     };
     // Two logins would be one too many.
     match Auth::login(&parts.headers) {
-        Ok(None) => Ok(TokenRequest { login, scopes: scopes(&form) }),
+        Ok(None) => {
+            let is_offline = field("access_type").is_some_and(|kind| kind == "offline");
+            Ok(TokenRequest { login, scopes: scopes(&form), is_offline })
+        }
         Ok(Some(_)) | Err(_) => Err("invalid_request"),
     }
 }

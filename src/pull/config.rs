@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use globset::{GlobBuilder, GlobMatcher};
-
 use crate::oci::{Repository, Tag};
+use crate::routing::{ImagePattern, UpstreamName};
 use crate::runtime::{Bytes, Percent, Section, Setting, keyword_setting};
 
 /// For how long a tag may be answered without asking the upstream.
@@ -47,46 +46,11 @@ pub struct TagPolicy {
     pub keep: bool,
 }
 
-/// Which tags a rule speaks of, written as `upstream/repository` or `upstream/repository:tag` with
-/// `*` (within a component), `**` and `?`.
-#[derive(Debug, Clone)]
-pub struct TagPattern {
-    text: String,
-    repository: GlobMatcher,
-    tag: Option<GlobMatcher>,
-}
-
-impl Setting for TagPattern {
-    const EXPECTED: &'static str = "a pattern such as \"docker.io/ci/**\" or \"**:v*\"";
-    fn from_text(text: &str) -> Result<Self, String> {
-        let (repository, tag) = match text.rsplit_once(':') {
-            // A colon before a slash belongs to a port.
-            Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
-            _ => (text, None),
-        };
-        let glob = |pattern: &str| {
-            let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-            glob.map(|glob| glob.compile_matcher()).map_err(|error| error.to_string())
-        };
-        Ok(Self { text: text.to_owned(), repository: glob(repository)?, tag: tag.map(glob).transpose()? })
-    }
-    fn to_text(&self) -> String {
-        self.text.clone()
-    }
-}
-
-impl TagPattern {
-    fn matches(&self, upstream: &str, repository: &Repository, tag: &Tag) -> bool {
-        self.repository.is_match(format!("{upstream}/{repository}"))
-            && self.tag.as_ref().is_none_or(|pattern| pattern.is_match(tag.as_str()))
-    }
-}
-
 /// `[tags]`.
 #[derive(Debug, Clone)]
 pub struct TagConfig {
     default: TagPolicy,
-    rules: Vec<(TagPattern, TagPolicy)>,
+    rules: Vec<(ImagePattern, TagPolicy)>,
     /// How long "there is no such thing" is believed.
     pub negative_ttl: Duration,
     /// How long a client waits for a revalidation when there is something stale to give.
@@ -127,10 +91,10 @@ impl TagConfig {
     }
 
     /// What holds for a tag.
-    pub fn policy(&self, upstream: &str, repository: &Repository, tag: &Tag) -> TagPolicy {
+    pub fn policy(&self, upstream: &UpstreamName, repository: &Repository, tag: &Tag) -> TagPolicy {
         self.rules
             .iter()
-            .find(|(pattern, _)| pattern.matches(upstream, repository, tag))
+            .find(|(pattern, _)| pattern.matches_tag(upstream, repository, tag))
             .map_or(self.default, |(_, policy)| *policy)
     }
 }
@@ -217,7 +181,11 @@ mod tests {
             ("docker.io", "library/nginx", "v1", Ttl::Forever),
             ("quay.io", "ci/app", "latest", Ttl::For(Duration::from_mins(5))),
         ] {
-            let policy = config.policy(upstream, &repository.parse().unwrap(), &tag.parse().unwrap());
+            let policy = config.policy(
+                &upstream.parse().unwrap(),
+                &repository.parse().unwrap(),
+                &tag.parse().unwrap(),
+            );
             assert_eq!(policy.ttl, ttl, "{upstream}/{repository}:{tag}");
         }
     }

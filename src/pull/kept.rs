@@ -18,7 +18,7 @@ impl Puller {
         if !self.0.keeps_any {
             return;
         }
-        let policy = self.0.tag_config.policy(route.upstream.name.as_str(), &route.repository, tag);
+        let policy = self.0.tag_config.policy(&route.upstream.name, &route.repository, tag);
         let name = format!("{}/{}:{tag}", route.upstream.name, route.repository);
         if !policy.keep || self.store().kept_by(digest).contains(&name) {
             return;

@@ -37,7 +37,7 @@ use quick_cache::sync::Cache as HotCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use blobs::{BlobAnswer, BlobHead};
-pub use config::{FillConfig, OnAbandon, TagConfig, TagPattern, TagPolicy, Ttl};
+pub use config::{FillConfig, OnAbandon, TagConfig, TagPolicy, Ttl};
 pub use error::Error;
 pub use lists::ListAnswer;
 pub use manifests::{ManifestAnswer, Want};

@@ -53,7 +53,8 @@ impl Puller {
         let upstream = route.upstream.name.as_str();
         let kept = self.store().metadata().referrers(upstream, &route.repository, digest).await;
         let verdict = kept.as_ref().map(|kept| {
-            let policy = self.0.tag_config.policy(upstream, &route.repository, &Tag::referrers_of(digest));
+            let policy =
+                self.0.tag_config.policy(&route.upstream.name, &route.repository, &Tag::referrers_of(digest));
             judge(&policy, self.0.clock.now().since(kept.fetched_at))
         });
         let answer = match (kept, verdict) {

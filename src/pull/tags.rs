@@ -64,7 +64,7 @@ impl Puller {
 
     /// What this age means for this tag.
     fn verdict(&self, route: &Route, tag: &Tag, age: Option<Duration>) -> Verdict {
-        judge(&self.0.tag_config.policy(route.upstream.name.as_str(), &route.repository, tag), age)
+        judge(&self.0.tag_config.policy(&route.upstream.name, &route.repository, tag), age)
     }
 
     pub(super) async fn manifest_by_tag(
@@ -173,7 +173,7 @@ impl Puller {
 
     /// Whether the tag is declared to be asked for every time.
     fn always_asks(&self, route: &Route, tag: &Tag) -> bool {
-        let policy = self.0.tag_config.policy(route.upstream.name.as_str(), &route.repository, tag);
+        let policy = self.0.tag_config.policy(&route.upstream.name, &route.repository, tag);
         policy.ttl == Ttl::For(Duration::ZERO)
     }
 

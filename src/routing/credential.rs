@@ -127,7 +127,8 @@ impl Login {
         }
     }
 
-    pub(super) fn secret(&self) -> &Secret {
+    /// The password or the token.
+    pub fn secret(&self) -> &Secret {
         match self {
             Self::Password { password, .. } => password,
             Self::IdentityToken(token) => token,

@@ -15,6 +15,7 @@ mod credential;
 mod docker_config;
 mod endpoint;
 mod helper;
+mod pattern;
 mod routes;
 mod site;
 
@@ -23,5 +24,6 @@ pub use config::RoutingConfig;
 pub use credential::{Credential, CredentialError, Login};
 pub use endpoint::{Access, Endpoint, Rewrite, RewriteError, TlsSettings, Upstream, UpstreamName};
 pub use helper::Helper;
+pub use pattern::ImagePattern;
 pub use routes::{Route, Routes, RoutingError};
 pub use site::{Site, SiteError};

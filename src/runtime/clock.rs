@@ -33,6 +33,12 @@ impl Timestamp {
 }
 
 impl Timestamp {
+    /// The point so long after this one.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// The point so long before this one, or the epoch.
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {

@@ -17,6 +17,7 @@ mod failures;
 mod fills;
 mod http2;
 mod integrity;
+mod keys;
 mod listeners;
 mod lists;
 mod passage;

@@ -148,6 +148,35 @@ class TokenService:
         return f"{text}.{_url64(self._signed.read_bytes())}"
 
 
+class Accounts(TokenService):
+    """A token service with users, each of whom may pull from some repositories. Whoever asks for more gets a token with
+    less, and 200; whoever offers a wrong password gets 401.
+    """
+
+    def __init__(self, workspace, passwords, rights):
+        """`rights` has the repositories of each user; those of None are everybody's."""
+        super().__init__(workspace, None)
+        self.passwords, self.rights = passwords, rights
+
+    def _issue(self, handler):
+        asked = parse_qs(urlsplit(handler.path).query)
+        user, offered = None, handler.headers.get("Authorization")
+        if offered:
+            user, _, password = base64.b64decode(offered.split()[1]).decode().partition(":")
+            if self.passwords.get(user) != password:
+                handler.reply(401, b'{"errors": [{"code": "UNAUTHORIZED"}]}', Content_Type="application/json")
+                return True
+        scope = asked["scope"][0]
+        repository = scope.split(":")[1]
+        if repository not in {*self.rights.get(user, ()), *self.rights[None]}:
+            scope = f"repository:{repository}:"
+        with self._lock:
+            token = self._token(scope)
+        document = json.dumps({"token": token, "expires_in": 300})
+        handler.reply(200, document.encode(), Content_Type="application/json")
+        return True
+
+
 class Nginx:
     """An nginx with these lines in its `http` block, on a port of its own."""
 

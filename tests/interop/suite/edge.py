@@ -8,14 +8,14 @@ from .machine import Process, expect, free_port, is_listening, wait_until
 from .origin import Origin
 
 
-def upstream(name, url, credential=None, aliases=(), prefix=""):
+def upstream(name, url, credential=None, aliases=(), prefix="", access=""):
     """One upstream's part of the configuration file."""
     username, password = credential or (None, None)
     table, endpoint = f'upstreams."{name}"', f'upstreams."{name}".endpoints'
     return "\n".join(
         [
             f"[{table}]",
-            *_settings(aliases=list(aliases)),
+            *_settings(aliases=list(aliases), access=access),
             f"[[{endpoint}]]",
             *_settings(url=url, username=username, password=password, prefix=prefix),
         ]

@@ -4,7 +4,9 @@ Everything the suite starts runs inside one temporary folder, on ports of its ow
 its process id. Nothing outlives the suite: the kernel ends the children if the suite itself dies.
 """
 
+import base64
 import ctypes
+import json
 import os
 import random
 import shutil
@@ -13,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -128,6 +130,8 @@ class Workspace:
         self.logs.mkdir()
         self.data.mkdir()
         self.verbose = verbose
+        # location, user name and password of the registry that clients are logged in to from here on
+        self.login = None
         self._count = 0
 
     def folder(self, name):
@@ -153,7 +157,26 @@ class Workspace:
         # without the line, short names would be looked up where the host's own file says
         searched = "" if "unqualified-search-registries" in registries_conf else "unqualified-search-registries = []\n"
         (containers / "registries.conf").write_text(searched + registries_conf)
+        self.log_in(home)
         return home
+
+    @contextmanager
+    def logged_in(self, location, username, password):
+        """While it lasts, new home directories hold this login, as `docker login` writes it."""
+        self.login = location, username, password
+        try:
+            yield
+        finally:
+            self.login = None
+
+    def log_in(self, home):
+        """Writes the login into a home directory, where Docker, Podman, skopeo, crane and oras look for it."""
+        if self.login is None:
+            return
+        location, username, password = self.login
+        auth = base64.b64encode(f"{username}:{password}".encode()).decode()
+        (home / ".docker").mkdir(exist_ok=True)
+        (home / ".docker" / "config.json").write_text(json.dumps({"auths": {location: {"auth": auth}}}))
 
     def command(self, *argv, home=None, timeout=300, with_errors=False, **variables):
         """Runs a client to its end and returns what it printed, to stderr also when `with_errors`.

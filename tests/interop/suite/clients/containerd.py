@@ -36,8 +36,10 @@ class Containerd(Client):
         # an artifact has no root file system to unpack
         verb = ("content", "fetch") if image.is_artifact else ("images", "pull", "--snapshotter=native")
         ctr = (*self._ctr, f"--namespace=pull-{self._pulls}")
+        login = self.workspace.login
+        user = (f"--user={login[1]}:{login[2]}",) if login else ()
         try:
-            self.workspace.command(*ctr, *verb, f"--hosts-dir={self._hosts}", f"--platform={platform}", name)
+            self.workspace.command(*ctr, *verb, *user, f"--hosts-dir={self._hosts}", f"--platform={platform}", name)
             return digests_in(self._content)
         finally:
             self.workspace.command(*ctr, "images", "rm", "--sync", name)

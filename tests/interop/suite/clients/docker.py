@@ -91,6 +91,7 @@ class Docker(Client):
         self._docker("image", "prune", "--all", "--force")
 
     def _docker(self, *argv):
+        self.workspace.log_in(self._folder)
         return self.workspace.command("docker", f"--host={self._host}", *argv, home=self._folder)
 
     def _is_serving(self):
