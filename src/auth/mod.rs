@@ -26,6 +26,7 @@ mod signing;
 mod token;
 mod verdicts;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,13 +42,13 @@ pub use token::{LIFETIME as TOKEN_LIFETIME, SERVICE};
 
 use crate::database::Database;
 use crate::oci::{ErrorCode, Reference};
-use crate::routing::{Access, Caller, ImagePattern, Login, Route, Upstream};
+use crate::routing::{Access, Caller, CallerId, ImagePattern, Login, Route, Upstream};
 use crate::runtime::{Clock, Tasks};
 use crate::store::Store;
 use crate::upstream::{self, Client};
 use authorization::Authorization;
 use keyed_hash::KeyedHash;
-use keys::{Key, KeySecret, KeyStore, LiveKeys, Refused};
+use keys::{Key, KeyId, KeySecret, KeyStore, LiveKeys, Refused};
 use signing::Keyring;
 use token::{Granted, Subject, Tokens, Verified};
 use verdicts::Verdicts;
@@ -66,10 +67,33 @@ impl Admitted {
         &self.route
     }
 
+    /// Who has asked; `None` for anybody.
+    pub fn who(&self) -> Option<Who> {
+        who(self.key.as_deref(), self.route.caller.as_ref())
+    }
+
     /// Whether a tag of the repository is to be shown.
     pub fn shows(&self, tag: &str) -> bool {
         let Route { upstream, repository, .. } = &self.route;
         self.key.as_ref().is_none_or(|key| key.shows(&upstream.name, repository, tag))
+    }
+}
+
+/// Who it is, as logs call him.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever has the secret of this key.
+    Key(KeyId),
+    /// Whoever has this login at the upstream.
+    Login(CallerId),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(id) => write!(f, "key:{id}"),
+            Self::Login(id) => write!(f, "login:{id}"),
+        }
     }
 }
 
@@ -82,12 +106,22 @@ pub struct Visitor {
 }
 
 impl Visitor {
+    /// Who has asked; `None` for anybody.
+    pub fn who(&self) -> Option<Who> {
+        who(self.key.as_deref(), self.caller.as_ref())
+    }
+
     /// Whether a repository is to be shown.
     pub fn shows(&self, upstream: &Upstream, repository: &str) -> bool {
         let reaches =
             |key: &Arc<Key>| repository.parse().is_ok_and(|name| key.reaches(&upstream.name, &name));
         self.key.as_ref().is_none_or(reaches)
     }
+}
+
+fn who(key: Option<&Key>, caller: Option<&Caller>) -> Option<Who> {
+    let login = || Some(Who::Login(caller.filter(|caller| caller.login().is_some())?.id()));
+    key.map(|key| Who::Key(key.id.clone())).or_else(login)
 }
 
 /// Why a pull is not answered.
@@ -99,8 +133,8 @@ pub enum Denial {
     InvalidToken,
     /// The token does not name this right.
     InsufficientScope,
-    /// The key does not do.
-    Key(Refused),
+    /// The key does not do, or there is none such.
+    Key(Option<KeyId>, Refused),
     /// A login or a key is wanted, or another one.
     Unauthenticated,
     /// The upstream knows the caller, and says no.
@@ -115,6 +149,38 @@ pub enum Denial {
     Busy,
     /// A task of ours died; its panic is in the log.
     Internal,
+}
+
+impl Denial {
+    /// As logs say it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unusable => "unusable_authorization",
+            Self::InvalidToken => "invalid_token",
+            Self::InsufficientScope => "insufficient_scope",
+            Self::Key(_, Refused::Unknown) => "key_unknown",
+            Self::Key(_, Refused::Revoked) => "key_revoked",
+            Self::Key(_, Refused::Expired) => "key_expired",
+            Self::Key(_, Refused::NotYet) => "key_not_valid_yet",
+            Self::Key(_, Refused::Network) => "key_of_another_network",
+            Self::Key(_, Refused::Scope) => "key_of_another_scope",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden_upstream",
+            Self::Unknown(_) => "unknown_upstream",
+            Self::Unavailable(_) => "upstream_unavailable",
+            Self::NoDatabase => "database_unavailable",
+            Self::Busy => "busy",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whose key it was.
+    pub fn who(&self) -> Option<Who> {
+        match self {
+            Self::Key(id, _) => id.clone().map(Who::Key),
+            _ => None,
+        }
+    }
 }
 
 /// Decides who may pull. Shared by all requests.
@@ -372,7 +438,7 @@ impl Auth {
         }
         let Ok(secret) = secret.expose().parse::<KeySecret>() else {
             self.metrics.refused(Refused::Unknown.as_str());
-            return Err(Denial::Key(Refused::Unknown));
+            return Err(Denial::Key(None, Refused::Unknown));
         };
         let found = self.keys.of_secret(&secret).await.map_err(|_| Denial::NoDatabase)?;
         let key = found.map_err(|refused| self.refuse(secret.id(), refused))?;
@@ -380,7 +446,7 @@ impl Auth {
     }
 
     /// A key that somebody was given a token for, if it is still good.
-    async fn living(&self, id: &keys::KeyId, from: Option<IpAddr>) -> Result<Arc<Key>, Denial> {
+    async fn living(&self, id: &KeyId, from: Option<IpAddr>) -> Result<Arc<Key>, Denial> {
         let found = self.keys.find(id).await.map_err(|_| Denial::NoDatabase)?;
         self.check(found.ok_or_else(|| self.refuse(id, Refused::Unknown))?, from)
     }
@@ -392,10 +458,9 @@ impl Auth {
         }
     }
 
-    fn refuse(&self, id: &keys::KeyId, refused: Refused) -> Denial {
+    fn refuse(&self, id: &KeyId, refused: Refused) -> Denial {
         self.metrics.refused(refused.as_str());
-        tracing::info!(key = %id, reason = refused.as_str(), "a key is refused");
-        Denial::Key(refused)
+        Denial::Key(Some(id.clone()), refused)
     }
 
     /// On whose behalf an upstream is asked that judges its callers.

@@ -85,7 +85,7 @@ impl Keyring {
         let keys =
             RwLock::new(Arc::new(Keys::of(std::slice::from_ref(&own)).map_err(|error| error.to_string())?));
         let keyring = Arc::new(Self { database, sealer, clock, keys });
-        let is_read = keyring.refresh(&own).await;
+        let is_read = keyring.database.is_reached() && keyring.refresh(&own).await;
         let (refreshing, draining) = (Arc::clone(&keyring), tasks.clone());
         tasks.spawn("signing-keys", async move { refreshing.keep_fresh(own, is_read, draining).await });
         Ok(keyring)

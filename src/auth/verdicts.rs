@@ -216,7 +216,7 @@ impl Verdicts {
                     | Denial::Unusable
                     | Denial::InvalidToken
                     | Denial::InsufficientScope
-                    | Denial::Key(_)
+                    | Denial::Key(..)
                     | Denial::NoDatabase
                     | Denial::Busy
                     | Denial::Internal => return outcome,

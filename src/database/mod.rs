@@ -33,6 +33,8 @@ const CONNECTIONS: u32 = 4;
 pub struct Database {
     pool: AnyPool,
     is_shared: bool,
+    /// Whether it has answered when it was opened.
+    is_reached: bool,
 }
 
 /// The database cannot be used.
@@ -86,10 +88,11 @@ impl Database {
                 })
             })
             .connect_lazy_with(options);
-        let database = Self { pool, is_shared };
+        let mut database = Self { pool, is_shared, is_reached: true };
         match database.migrate().await {
             Err(SchemaError::Unreachable(error)) if is_shared => {
                 tracing::warn!(%error, "the database cannot be reached; it is tried again");
+                database.is_reached = false;
             }
             migrated => migrated?,
         }
@@ -112,6 +115,11 @@ impl Database {
     /// Whether other nodes may use it too.
     pub fn is_shared(&self) -> bool {
         self.is_shared
+    }
+
+    /// Whether it has answered when it was opened; who waits for it then waits in vain.
+    pub fn is_reached(&self) -> bool {
+        self.is_reached
     }
 
     /// Closes it once what runs has ended.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::accounts::Accounts;
 use super::client::{Secured, Source};
-use super::respond::cache_status;
+use super::respond::{Decision, cache_status};
 use crate::pull::{self, Freshness};
 use crate::telemetry::Line;
 
@@ -66,6 +66,7 @@ pub(super) struct Request {
 pub(super) struct Answered {
     pub(super) status: StatusCode,
     pub(super) freshness: Option<Freshness>,
+    pub(super) decision: Decision,
     /// The length of the body that the answer announces.
     pub(super) promised: u64,
     /// From the head of the request to the head of the answer.
@@ -156,7 +157,7 @@ pub(super) struct Entry<'a> {
 
 impl Entry<'_> {
     pub(super) fn write(&self, accounts: &Accounts) {
-        let Answered { status, freshness, head_after, .. } = self.answered;
+        let Answered { status, freshness, decision, head_after, .. } = self.answered;
         accounts.log.write(|line| {
             line.quoted("request_id", self.id);
             match self.client {
@@ -180,6 +181,10 @@ impl Entry<'_> {
             line.number("total_ms", millis(self.started.elapsed()));
             optional(line, "cache", freshness.as_ref().map(cache_status).as_deref());
             line.quoted("outcome", self.outcome);
+            if let Some(who) = &decision.who {
+                line.quoted("who", &who.to_string());
+            }
+            optional(line, "reason", decision.reason);
             optional(line, "user_agent", self.user_agent);
         });
     }

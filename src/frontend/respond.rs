@@ -9,8 +9,8 @@ use std::time::Duration;
 use arrayvec::ArrayString;
 use hyper::StatusCode;
 
-use crate::auth::Denial;
 use crate::auth::keys::Refused;
+use crate::auth::{Denial, Who};
 use crate::oci::{ErrorCode, RequestError, concat};
 use crate::pull::{self, Freshness, Served};
 use crate::routing::RoutingError;
@@ -30,11 +30,29 @@ pub(super) struct Refusal {
     pub(super) retry_after: Option<Duration>,
     /// What is wrong with the token that came (RFC 6750, section 3.1).
     pub(super) token_error: Option<&'static str>,
+    /// Whom it was refused to, and why, as the access log says it; without, the code is said.
+    pub(super) decision: Decision,
+}
+
+/// What was decided about somebody, as the access log says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Decision {
+    /// `None` for anybody.
+    pub(super) who: Option<Who>,
+    /// Why it was no yes.
+    pub(super) reason: Option<&'static str>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, token_error: None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            retry_after: None,
+            token_error: None,
+            decision: Decision::default(),
+        }
     }
 
     fn retry(mut self, after: Duration) -> Self {
@@ -53,8 +71,13 @@ impl Refusal {
         Self { token_error: Some(error), ..refusal }
     }
 
-    /// Whoever may not pull from an upstream that judges its callers.
+    /// Whoever may not have what he asks for.
     pub(super) fn of_denial(denial: &Denial, upstream: &str) -> Self {
+        let decision = Decision { who: denial.who(), reason: Some(denial.reason()) };
+        Self { decision, ..Self::answer_to(denial, upstream) }
+    }
+
+    fn answer_to(denial: &Denial, upstream: &str) -> Self {
         match denial {
             Denial::Unusable | Denial::Unauthenticated => Self::unauthenticated(upstream),
             Denial::InvalidToken => {
@@ -68,13 +91,13 @@ impl Refusal {
                 Self::new(StatusCode::NOT_FOUND, *code, format!("{upstream} does not have it"))
             }
             Denial::Unavailable(error) => Self::from(&**error),
-            Denial::Key(Refused::Scope) => {
+            Denial::Key(_, Refused::Scope) => {
                 Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "the key is not for this image")
             }
-            Denial::Key(Refused::Network) => {
+            Denial::Key(_, Refused::Network) => {
                 Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "the key is not for this network")
             }
-            Denial::Key(refused) => {
+            Denial::Key(_, refused) => {
                 let message = match refused {
                     Refused::Revoked => "the key was revoked",
                     Refused::Expired => "the key has expired",

@@ -18,7 +18,7 @@ use super::head::Head;
 use super::headers::{Headers, OCI_FILTERS_APPLIED, OCI_NAMESPACE, REQUEST_ID, WireHead, etag};
 use super::multipart::Multipart;
 use super::referrers;
-use super::respond::Refusal;
+use super::respond::{Decision, Refusal};
 use super::tokens;
 use crate::auth::{Admitted, Auth, Denial, Wanted};
 use crate::oci::{
@@ -77,6 +77,7 @@ pub(super) struct Draft {
     /// How long the body of a GET is, where that is known.
     length: Option<u64>,
     freshness: Option<Freshness>,
+    decision: Decision,
 }
 
 /// An answer that memory gave, without its head.
@@ -93,7 +94,7 @@ impl Answer {
         *response.status_mut() = status;
         // Enough for a manifest or a range: the map is allocated once and never grows.
         response.headers_mut().reserve(USUAL_HEADERS);
-        Self(Box::new(Draft { response, length: None, freshness: None }))
+        Self(Box::new(Draft { response, length: None, freshness: None, decision: Decision::default() }))
     }
 
     pub(super) fn text(status: StatusCode, content_type: HeaderValue, text: impl Into<Bytes>) -> Self {
@@ -115,6 +116,12 @@ impl Answer {
         self
     }
 
+    /// Notes what was decided, for the access log.
+    fn decided(mut self, decision: Decision) -> Self {
+        self.0.decision = decision;
+        self
+    }
+
     fn digest(mut self, digest: &Digest) -> Self {
         self.0.response.headers_mut().entity(digest);
         self
@@ -129,7 +136,9 @@ impl Answer {
 impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
         let document = ErrorDocument::single(refusal.code, refusal.message).to_json();
-        let answer = Self::text(refusal.status, JSON, document);
+        let reason = refusal.decision.reason.or_else(|| Some(refusal.code.as_str()));
+        let answer = Self::text(refusal.status, JSON, document)
+            .decided(Decision { reason, who: refusal.decision.who });
         match refusal.retry_after {
             Some(after) => answer.header(header::RETRY_AFTER, after.as_secs().max(1)),
             None => answer,
@@ -216,6 +225,7 @@ impl Service {
         let answered = Answered {
             status: StatusCode::OK,
             freshness: Some(manifest.freshness),
+            decision: Decision::default(),
             promised: body.len() as u64,
             head_after: started.elapsed(),
         };
@@ -327,19 +337,19 @@ impl Service {
             Target::Base => Box::pin(self.base(parts, from)).await,
             Target::Manifest { repository, reference } => {
                 let admitted = admit(repository, Wanted::Manifest(reference)).await?;
-                self.manifest(parts, &admitted, reference).await
+                by(&admitted, self.manifest(parts, &admitted, reference).await)
             }
             Target::Blob { repository, digest } => {
                 let admitted = admit(repository, Wanted::Blob(digest)).await?;
-                Box::pin(self.blob(parts, &admitted, digest)).await
+                by(&admitted, Box::pin(self.blob(parts, &admitted, digest)).await)
             }
             Target::Tags { repository, page } => {
                 let admitted = admit(repository, Wanted::Tags).await?;
-                Box::pin(self.tags(&admitted, repository, page, ns)).await
+                by(&admitted, Box::pin(self.tags(&admitted, repository, page, ns)).await)
             }
             Target::Referrers { repository, digest, .. } => {
                 let admitted = admit(repository, Wanted::Referrers(digest)).await?;
-                Box::pin(self.referrers(&admitted, digest, &request.target, ns)).await
+                by(&admitted, Box::pin(self.referrers(&admitted, digest, &request.target, ns)).await)
             }
             Target::Catalog { page } => Box::pin(self.catalog(parts, page, ns, &via, from)).await,
             Target::Upload { .. } => Err(Refusal::unsupported_method()),
@@ -453,7 +463,9 @@ impl Service {
             .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
         let shown: Vec<_> = list.entries.iter().filter(|name| visitor.shows(upstream, name)).collect();
         let document = serde_json::json!({ "repositories": shown }).to_string();
-        let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
+        let decision = Decision { who: visitor.who(), reason: None };
+        let answer =
+            Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness).decided(decision);
         Ok(match list.next {
             Some(page) => answer.header(header::LINK, next_page_link(&Target::Catalog { page }, ns)),
             None => answer,
@@ -484,7 +496,7 @@ impl Service {
     }
 
     fn finish(&self, log: access_log::Request, kind: Kind, answer: Answer) -> Response<ResponseBody> {
-        let Draft { mut response, length, freshness } = *answer.0;
+        let Draft { mut response, length, freshness, decision } = *answer.0;
         let status = response.status();
         // hyper says how long a body is that goes out as a whole.
         let is_said = log.method != Method::HEAD && response.body().size_hint().exact() == length;
@@ -504,7 +516,7 @@ impl Service {
             // Probes and scrapes would bury the pulls.
             return response;
         }
-        let answered = Answered { status, freshness, promised, head_after };
+        let answered = Answered { status, freshness, decision, promised, head_after };
         let record = Record::new(log, answered, Arc::clone(&self.accounts));
         response.map(|body| body.recorded(record))
     }
@@ -519,6 +531,18 @@ fn refuse(error: &crate::pull::Error) -> Refusal {
         tracing::debug!(%error, status = refusal.status.as_u16(), "pull refused");
     }
     refusal
+}
+
+/// Notes who has asked.
+fn by(admitted: &Admitted, outcome: Result<Answer, Refusal>) -> Result<Answer, Refusal> {
+    let Some(who) = admitted.who() else { return outcome };
+    match outcome {
+        Ok(answer) => Ok(answer.decided(Decision { who: Some(who), reason: None })),
+        Err(refusal) => {
+            let decision = Decision { who: Some(who), ..refusal.decision };
+            Err(Refusal { decision, ..refusal })
+        }
+    }
 }
 
 /// The refusal of somebody who is not admitted; the decision is in the log where it was made.

@@ -133,7 +133,14 @@ async fn a_key_pulls_what_it_names_and_nothing_else() {
         assert!(!bytes.windows(random.len()).any(|window| window == random.as_bytes()));
     }
     assert!(!edge.log().contains(random) && !edge.log().contains(&basic(&secret)));
-    assert!(edge.log().contains(&id), "refusals name the key");
+    // Every request is one event, with who it was and why he was refused.
+    let log = edge.log();
+    let event = |parts: &[&str]| log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+    let who = format!("who=\"key:{id}\"");
+    assert!(event(&["/v2/team-a/app/manifests/1", "status=200", &who]), "{log}");
+    assert!(event(&["/v2/team-b/app/manifests/1", "status=403", &who, "reason=\"key_of_another_scope\""]));
+    assert!(event(&["/v2/team-b/app/manifests/1", "status=401", "reason=\"unauthenticated\""]));
+    assert!(event(&["/token/origin.test", "status=401", "reason=\"key_unknown\""]));
     // Nothing but the edge's own login goes upstream.
     let own = format!("Basic {}", STANDARD.encode("edge:the edges sesame"));
     let foreign = |request: &crate::support::origin::Logged| {

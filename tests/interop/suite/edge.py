@@ -53,6 +53,16 @@ class Edge:
     def location(self):
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def state(self):
+        """Where it keeps its secret and, if it shares none, its database."""
+        return self._folder / ".local/state/clawhub-edge"
+
+    def keys(self, *argv):
+        """What `clawhub-edge keys` says of this edge's keys."""
+        command = (self._binary, "--config", self.configuration, "keys", *argv, "--json")
+        return json.loads(self._workspace.command(*command, home=self._folder))
+
     def prefix(self, upstream_name):
         """Where `upstream_name`'s repositories begin, for clients that name it by path."""
         return f"{self.location}/{upstream_name}"

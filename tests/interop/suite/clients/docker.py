@@ -64,6 +64,12 @@ class Docker(Client):
         self._daemon.stop(patience=20)
         shutil.rmtree(self._folder)
 
+    def log_in(self, username, password):
+        """`docker login` at the cache, with a new home directory."""
+        home = self.workspace.home()
+        login = ("login", f"--username={username}", f"--password={password}", self.cache.location)
+        self.workspace.command("docker", f"--host={self._host}", *login, home=home)
+
     def _program(self, name):
         return name
 
