@@ -7,16 +7,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clawhub_edge::auth::keys::KeySpec;
+use clawhub_edge::auth::{self, Auth, AuthConfig, Right, Wanted};
+use clawhub_edge::database::{Database, DatabaseConfig, Durability};
 use clawhub_edge::oci::{
-    Algorithm, ApiRequest, Digest, Hasher, Manifest, RangeRequest, Repository, Verified,
+    Algorithm, ApiRequest, Digest, Hasher, Manifest, RangeRequest, Reference, Repository, Verified,
 };
-use clawhub_edge::routing::{Routes, RoutingConfig};
-use clawhub_edge::runtime::{Bytes, Settings, SystemClock};
+use clawhub_edge::routing::{ImagePattern, Login, Routes, RoutingConfig};
+use clawhub_edge::runtime::{Bytes, Clock, Setting as _, Settings, SystemClock, Tasks};
 use clawhub_edge::store::eviction::{Class, Object};
 use clawhub_edge::store::{Amount, DiskConfig, Metrics, RangeSet, Store, StoreConfig};
 use clawhub_edge::telemetry;
+use clawhub_edge::upstream::{self, FetchConfig};
 use divan::counter::BytesCount;
 use divan::{AllocProfiler, Bencher};
+use futures_util::FutureExt as _;
+use hyper::HeaderMap;
+use hyper::header::AUTHORIZATION;
 
 #[global_allocator]
 static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
@@ -80,6 +87,81 @@ fn route(bencher: Bencher<'_, '_>) {
     let routes = Routes::new(RoutingConfig::read(&settings.root()));
     let repository: Repository = "docker.io/library/nginx".parse().expect("a name");
     bencher.bench(|| routes.find(None, black_box(Some("edge.example:5050")), black_box(&repository)));
+}
+
+/// How somebody shows that he may pull.
+#[derive(Clone, Copy, Debug)]
+enum Shown {
+    /// Nothing, of what is for everybody.
+    Nothing,
+    Key,
+    Token,
+}
+
+/// The decision about a pull that memory can make, as each of a hot image's requests needs it.
+#[divan::bench(args = [Shown::Nothing, Shown::Key, Shown::Token])]
+fn admit(bencher: Bencher<'_, '_>, shown: Shown) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = Settings::new(None::<(&Path, &str)>, [], std::collections::BTreeMap::new());
+    let (root, metrics, tasks) = (settings.root(), telemetry::Metrics::new(), Tasks::new());
+    let routes = Routes::new(RoutingConfig::read(&root));
+    let route = routes.find(None, None, &"team-a/app".parse().expect("a name")).expect("a route");
+    let reference: Reference = "stable".parse().expect("a tag");
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (auth, headers) = runtime.block_on(async {
+        let config = StoreConfig::read(&root.section("store"), directory.path().join("cache"));
+        let store = Store::open(&config, Arc::clone(&clock), Metrics::register(&metrics)).expect("a store");
+        let client_metrics = upstream::Metrics::register(metrics.registry()).expect("metrics");
+        let client =
+            upstream::Client::new(FetchConfig::default(), &routes, Arc::clone(&clock), client_metrics);
+        let database = DatabaseConfig::read(&root.section("database"), directory.path());
+        let database = Database::open(&database, Durability::Full).await.expect("a database");
+        let keys =
+            auth::open_keys(directory.path(), database.clone(), Arc::clone(&clock)).await.expect("keys");
+        let spec = KeySpec {
+            name: "bench".to_owned(),
+            scopes: vec![ImagePattern::from_text("docker.io/team-a/**").expect("a pattern")],
+            networks: Vec::new(),
+            not_before: None,
+            expires_at: None,
+        };
+        let (_, secret) = keys.create(spec, None).await.expect("a key");
+        let parts = auth::Parts {
+            node: "bench".to_owned(),
+            database,
+            client: client.expect("a client"),
+            store,
+            clock,
+            tasks: tasks.clone(),
+            metrics: auth::Metrics::register(&metrics),
+        };
+        let mut config = AuthConfig::read(&root, Duration::ZERO);
+        config.anonymous = Some(matches!(shown, Shown::Nothing));
+        let auth = Auth::open(config, directory.path(), false, parts).await.expect("an auth");
+        let login = Login::password("bench", secret.text().clone());
+        let basic = login.basic().expect("a password").expose().to_owned();
+        let rights = [Right::Pull(route.clone())];
+        let token = auth.issue(Some(login), None, &rights).await.expect("a token").token;
+        let authorization = match shown {
+            Shown::Nothing => None,
+            Shown::Key => Some(basic),
+            Shown::Token => Some(format!("Bearer {}", token.expose())),
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.parse().expect("a header"));
+        }
+        (auth, headers)
+    });
+    let wanted = Wanted::Manifest(&reference);
+    // Whatever has to be looked up is.
+    runtime.block_on(auth.admit(route.clone(), &headers, None, wanted)).expect("he may");
+    let _entered = runtime.enter();
+    bencher.bench_local(|| {
+        let admitted = auth.admit(black_box(route.clone()), black_box(&headers), None, wanted);
+        admitted.now_or_never().expect("memory knows").expect("he may")
+    });
 }
 
 /// What a fill does with what it has received.

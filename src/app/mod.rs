@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::auth::{self, Auth};
 use crate::config::Config;
-use crate::database::Database;
+use crate::database::{Database, Durability};
 use crate::frontend::{self, Endpoint, Listeners, PassedSockets, Service};
 use crate::pull::{self, Puller};
 use crate::routing::Routes;
@@ -70,7 +70,7 @@ impl App {
             let metrics = store::Metrics::register(&metrics);
             tokio::task::spawn_blocking(move || Store::open(&config, clock, metrics)).await??
         };
-        for warning in config.routing.warnings.iter().chain(&config.logins_in_clear()) {
+        for warning in config.routing.warnings.iter().chain(&config.about_logins()) {
             tracing::warn!("{warning}");
         }
         let has_callers = config.routing.has_callers();
@@ -78,9 +78,11 @@ impl App {
         let client_metrics =
             upstream::Metrics::register(metrics.registry()).context("registering metrics")?;
         let client = upstream::Client::new(config.fetch, &routes, Arc::clone(&clock), client_metrics)?;
-        let database = Database::open(&config.database).await?;
+        let database = Database::open(&config.database, Durability::Relaxed).await?;
         let external_url = config.auth.external_url.clone();
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let parts = auth::Parts {
+            node: format!("{host}:{}", store.directory().display()),
             database: database.clone(),
             client: client.clone(),
             store: store.clone(),

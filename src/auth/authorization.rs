@@ -10,7 +10,8 @@ use crate::routing::Login;
 use crate::runtime::Secret;
 
 /// A cloud's token for a password, or one of ours with such a login in it; what is longer is none that a registry takes.
-pub(super) const MAX_VALUE: usize = 8 << 10;
+const MAX_LOGIN: usize = 8 << 10;
+const MAX_TOKEN: usize = 16 << 10;
 
 /// What a request offers.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl<'h> Authorization<'h> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let value = match (values.next(), values.next()) {
             (None, _) => return Ok(Self::None),
-            (Some(value), None) if value.len() <= MAX_VALUE => {
+            (Some(value), None) if value.len() <= MAX_TOKEN => {
                 value.to_str().map_err(|_| Denial::Unusable)?
             }
             // Of several, another proxy might read the other one.
@@ -42,7 +43,7 @@ impl<'h> Authorization<'h> {
         let given = given.trim();
         if scheme.eq_ignore_ascii_case("bearer") && !given.is_empty() {
             Ok(Self::Token(given))
-        } else if scheme.eq_ignore_ascii_case("basic") {
+        } else if scheme.eq_ignore_ascii_case("basic") && given.len() <= MAX_LOGIN {
             basic(given).ok_or(Denial::Unusable)
         } else {
             Err(Denial::Unusable)

@@ -42,6 +42,9 @@ impl AuthConfig {
             grace: section.read("grace", Duration::from_hours(24)),
             patience,
         };
+        if !config.public.is_empty() && config.anonymous != Some(false) {
+            section.mistake("public", "says what needs no key, and nothing does without `anonymous = false`");
+        }
         if config.verdict_ttl.is_zero() {
             section
                 .mistake("verdict_ttl", "must be longer than nothing: a pull of an image is many requests");

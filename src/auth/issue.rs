@@ -96,14 +96,17 @@ impl Auth {
         let (issued, refresh_token) = match &identity {
             Identity::Key(key) => {
                 let reaches = |right: &Right| match right {
-                    right if right.is_judged() => false,
+                    // There it is anybody's.
+                    right if right.is_judged() => true,
                     Right::Pull(route) => key.reaches(&route.upstream.name, &route.repository),
                     Right::Catalog(_) => true,
                 };
                 (self.tokens.issue(&granted(&reaches), Bearer::Key(&key.id)), offered)
             }
-            // Only a key is of any use here.
-            Identity::Login(_) if !self.has_callers && !self.public.is_everything => {
+            // Only a key is of any use here, but a client shows the one login that it has also for what is everybody's.
+            Identity::Login(_)
+                if !self.has_callers && !self.public.is_everything && !rights.iter().any(is_everybodys) =>
+            {
                 return Err(Denial::Unauthenticated);
             }
             Identity::Login(login) => match rights.iter().find(|right| right.is_judged()) {

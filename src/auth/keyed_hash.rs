@@ -56,6 +56,11 @@ impl KeyedHash {
         hex(&self.of(&["grant", &caller, upstream.as_str(), repository.as_str(), class]))
     }
 
+    /// What tells this secret from others.
+    pub(super) fn fingerprint(&self) -> String {
+        hex(&self.of(&["fingerprint"]))
+    }
+
     /// What stands for the secret of a key.
     pub(super) fn key(&self, secret: &KeySecret) -> String {
         hex(&self.of(&["key", secret.text().expose()]))
@@ -111,7 +116,8 @@ impl Sealer {
 
 fn read(path: &Path) -> io::Result<[u8; LEN]> {
     let mut file = File::open(path)?;
-    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+    // Its group may read it, as Kubernetes has it.
+    if file.metadata()?.permissions().mode() & 0o037 != 0 {
         return Err(io::Error::other("others may read it; only its owner should (chmod 600)"));
     }
     let mut secret = [0; LEN];
@@ -175,7 +181,7 @@ mod tests {
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         let others: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(others.len(), 1, "nothing is left beside it");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(KeyedHash::open(&path).unwrap_err().to_string().contains("chmod"));
         fs::remove_file(&path).unwrap();
         assert!(id() != first, "another secret, other hashes");

@@ -41,14 +41,14 @@ pub use proof::Wanted;
 pub use token::{LIFETIME as TOKEN_LIFETIME, SERVICE};
 
 use crate::database::Database;
-use crate::oci::{ErrorCode, Reference};
-use crate::routing::{Access, Caller, CallerId, ImagePattern, Login, Route, Upstream};
+use crate::oci::{ErrorCode, Reference, Repository, Tag};
+use crate::routing::{Access, Caller, CallerId, ImagePattern, Login, Route, Upstream, UpstreamName};
 use crate::runtime::{Clock, Tasks};
 use crate::store::Store;
 use crate::upstream::{self, Client};
 use authorization::Authorization;
 use keyed_hash::KeyedHash;
-use keys::{Key, KeyId, KeySecret, KeyStore, LiveKeys, Refused};
+use keys::{Key, KeyError, KeyId, KeySecret, KeyStore, LiveKeys, Refused};
 use signing::Keyring;
 use token::{Granted, Subject, Tokens, Verified};
 use verdicts::Verdicts;
@@ -57,8 +57,17 @@ use verdicts::Verdicts;
 #[derive(Debug, Clone)]
 pub struct Admitted {
     route: Route,
-    /// The key that it was admitted with.
-    key: Option<Arc<Key>>,
+    by: By,
+}
+
+/// What it was admitted by.
+#[derive(Debug, Clone)]
+enum By {
+    /// It is everybody's, or the upstream has said yes.
+    All,
+    /// Some of the repository is everybody's.
+    Public(Arc<[ImagePattern]>),
+    Key(Arc<Key>),
 }
 
 impl Admitted {
@@ -69,13 +78,26 @@ impl Admitted {
 
     /// Who has asked; `None` for anybody.
     pub fn who(&self) -> Option<Who> {
-        who(self.key.as_deref(), self.route.caller.as_ref())
+        let key = match &self.by {
+            By::Key(key) => Some(&**key),
+            By::All | By::Public(_) => None,
+        };
+        who(key, self.route.caller.as_ref())
+    }
+
+    /// Whether only some tags of the repository are to be shown.
+    pub fn is_partial(&self) -> bool {
+        !matches!(self.by, By::All)
     }
 
     /// Whether a tag of the repository is to be shown.
     pub fn shows(&self, tag: &str) -> bool {
         let Route { upstream, repository, .. } = &self.route;
-        self.key.as_ref().is_none_or(|key| key.shows(&upstream.name, repository, tag))
+        match &self.by {
+            By::All => true,
+            By::Key(key) => shows(&key.scopes, &upstream.name, repository, tag),
+            By::Public(patterns) => shows(patterns, &upstream.name, repository, tag),
+        }
     }
 }
 
@@ -105,7 +127,18 @@ pub struct Visitor {
     key: Option<Arc<Key>>,
 }
 
+/// Whether a pattern speaks of this tag.
+fn shows(patterns: &[ImagePattern], upstream: &UpstreamName, repository: &Repository, tag: &str) -> bool {
+    let tag = tag.parse::<Tag>();
+    tag.is_ok_and(|tag| patterns.iter().any(|pattern| pattern.matches_tag(upstream, repository, &tag)))
+}
+
 impl Visitor {
+    /// Whether only some repositories are to be shown.
+    pub fn is_partial(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// Who has asked; `None` for anybody.
     pub fn who(&self) -> Option<Who> {
         who(self.key.as_deref(), self.caller.as_ref())
@@ -199,10 +232,14 @@ pub struct Auth {
 #[derive(Debug)]
 struct Public {
     is_everything: bool,
-    patterns: Vec<ImagePattern>,
+    patterns: Arc<[ImagePattern]>,
 }
 
 impl Public {
+    fn by(&self) -> By {
+        if self.is_everything { By::All } else { By::Public(Arc::clone(&self.patterns)) }
+    }
+
     fn includes(&self, route: &Route, wanted: Wanted<'_>) -> bool {
         let Route { upstream, repository, .. } = route;
         let includes = |pattern: &ImagePattern| match wanted {
@@ -222,6 +259,8 @@ impl Public {
 /// What decisions are made with.
 #[derive(Debug)]
 pub struct Parts {
+    /// What other nodes call this one; the same after a restart.
+    pub node: String,
     /// Where what nodes share is kept.
     pub database: Database,
     /// Asks upstreams about their callers.
@@ -247,6 +286,9 @@ pub enum AuthError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The keys cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// No key can be made to sign tokens with.
     #[error("tokens cannot be signed: {0}")]
     Signing(String),
@@ -296,16 +338,21 @@ impl Auth {
         parts: Parts,
     ) -> Result<Self, AuthError> {
         let hash = open_secret(state).await?;
-        let Parts { database, client, store, clock, tasks, metrics } = parts;
+        let Parts { node, database, client, store, clock, tasks, metrics } = parts;
         let metrics = Arc::new(metrics);
+        let is_ready = database.is_ready();
         let keyring = Keyring::open(database.clone(), &hash, Arc::clone(&clock), &tasks).await;
         let keyring = keyring.map_err(AuthError::Signing)?;
         let external_url = config.external_url.as_ref().map(ToString::to_string);
         let tokens = Tokens::new(keyring, Arc::clone(&hash), external_url.as_deref(), Arc::clone(&clock));
         let public =
-            Public { is_everything: config.anonymous != Some(false), patterns: config.public.clone() };
+            Public { is_everything: config.anonymous != Some(false), patterns: config.public.clone().into() };
         let key_store = KeyStore::new(database, Arc::clone(&hash), Arc::clone(&clock));
-        let keys = LiveKeys::new(key_store, Arc::clone(&hash), Arc::clone(&clock), config.grace, &tasks);
+        if is_ready {
+            key_store.check_secret().await?;
+        }
+        let keys =
+            LiveKeys::new(key_store, Arc::clone(&hash), Arc::clone(&clock), config.grace, node, &tasks);
         let verdicts =
             Verdicts::new(config, Arc::clone(&hash), client, store, clock, &tasks, Arc::clone(&metrics));
         Ok(Self { has_callers, public, hash, verdicts, tokens, keys, metrics })
@@ -314,10 +361,10 @@ impl Auth {
     /// Admits a request without an `Authorization`, if memory alone can tell. Waits for nothing and asks nobody.
     pub fn admit_at_once(&self, route: Route, wanted: Wanted<'_>) -> Option<Admitted> {
         if route.upstream.access != Access::Caller {
-            return self.public.includes(&route, wanted).then_some(Admitted { route, key: None });
+            return self.public.includes(&route, wanted).then(|| Admitted { route, by: self.public.by() });
         }
         let route = Route { caller: Some(Caller::anonymous()), ..route };
-        self.verdicts.is_granted(&route, wanted).then_some(Admitted { route, key: None })
+        self.verdicts.is_granted(&route, wanted).then_some(Admitted { route, by: By::All })
     }
 
     /// Admits a request with these headers, from this address, which wants `wanted` of the route's repository. Where its
@@ -335,7 +382,7 @@ impl Auth {
         let is_judged = route.upstream.access == Access::Caller;
         if !is_judged && self.public.includes(&route, wanted) {
             // Whatever else comes along.
-            return Ok(Admitted { route, key: None });
+            return Ok(Admitted { route, by: self.public.by() });
         }
         let right = || Granted::Repository(route.upstream.name.clone(), route.repository.clone());
         let identity = Box::pin(self.identify(headers, from, right)).await?;
@@ -343,14 +390,14 @@ impl Auth {
             let caller = self.caller(&route.upstream, identity)?;
             let route = Route { caller: Some(caller), ..route };
             self.judge(&route, headers, wanted).await?;
-            return Ok(Admitted { route, key: None });
+            return Ok(Admitted { route, by: By::All });
         }
         let Identity::Key(key) = identity else { return Err(Denial::Unauthenticated) };
         if !key.allows(&route.upstream.name, &route.repository, wanted) {
             return Err(self.refuse(&key.id, Refused::Scope));
         }
         self.keys.used(&key);
-        Ok(Admitted { route, key: Some(key) })
+        Ok(Admitted { route, by: By::Key(key) })
     }
 
     /// Admits somebody to the list of an upstream's repositories.
@@ -474,8 +521,8 @@ impl Auth {
                 Subject::Caller(..) => Err(Denial::InsufficientScope),
                 Subject::Anybody | Subject::Key(_) => Ok(Caller::anonymous()),
             },
-            // Our keys say nothing of what the upstream lets their owners do.
-            Identity::Key(key) => Err(self.refuse(&key.id, Refused::Scope)),
+            // Our keys say nothing of what the upstream lets their owners do: no more than anybody.
+            Identity::Key(_) => Ok(Caller::anonymous()),
         }
     }
 

@@ -85,7 +85,7 @@ impl Keyring {
         let keys =
             RwLock::new(Arc::new(Keys::of(std::slice::from_ref(&own)).map_err(|error| error.to_string())?));
         let keyring = Arc::new(Self { database, sealer, clock, keys });
-        let is_read = keyring.database.is_reached() && keyring.refresh(&own).await;
+        let is_read = keyring.database.is_ready() && keyring.refresh(&own).await;
         let (refreshing, draining) = (Arc::clone(&keyring), tasks.clone());
         tasks.spawn("signing-keys", async move { refreshing.keep_fresh(own, is_read, draining).await });
         Ok(keyring)
@@ -122,10 +122,8 @@ impl Keyring {
     }
 
     async fn read(&self, own: &KeyPair) -> Result<Keys, Error> {
-        if self.database.is_shared() {
-            // It may not have been there when the edge began.
-            self.database.migrate().await.map_err(|error| Error::Key(error.to_string()))?;
-        }
+        // It may not have been there when the edge began.
+        self.database.ready().await.map_err(|error| Error::Key(error.to_string()))?;
         let mut pairs = self.stored().await?;
         let now = self.clock.now();
         // A clock that was set back makes no key too old.
@@ -149,9 +147,8 @@ impl Keyring {
 
     async fn stored(&self) -> Result<Vec<KeyPair>, Error> {
         let now = self.clock.now();
-        let rows = sqlx::query("SELECT id, sealed, created_at FROM signing_keys")
-            .fetch_all(self.database.pool())
-            .await?;
+        let rows = sqlx::query("SELECT id, sealed, created_at FROM signing_keys");
+        let rows = self.database.within(rows.fetch_all(self.database.pool())).await?;
         let mut pairs = Vec::new();
         for row in rows {
             let (id, sealed): (String, String) = (row.try_get(0)?, row.try_get(1)?);

@@ -3,7 +3,7 @@
 //! Works on the database that the configuration names, whether an edge runs or not. What a running edge has to know at
 //! once is waited for.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::{say, say_words};
 use crate::auth::keys::{Key, KeyId, KeySecret, KeySpec, KeyStore};
 use crate::auth::open_keys;
 use crate::config::Config;
-use crate::database::Database;
+use crate::database::{Database, Durability};
 use crate::routing::ImagePattern;
 use crate::runtime::{Clock as _, Network, Setting, SystemClock, Timestamp};
 
@@ -120,8 +120,9 @@ impl KeysArguments {
             say(KeySecret::new().map_err(anyhow::Error::msg)?.text().expose());
             return Ok(());
         }
-        let database = Database::open(&config.database).await?;
+        let database = Database::open(&config.database, Durability::Full).await?;
         let keys = open_keys(&config.state, database.clone(), Arc::new(SystemClock)).await?;
+        keys.check_secret().await?;
         let outcome = self.command.run(&keys).await;
         database.close().await;
         outcome
@@ -146,8 +147,9 @@ impl Command {
                     bail!("the given secret is of another key than {id}");
                 }
                 let is_given = given.is_some();
+                let file = secret.create_output()?;
                 let (key, fresh) = keys.rotate(id, *overlap, given).await?;
-                hand_out(&key, &fresh, is_given, secret, *output)?;
+                hand_out(&key, &fresh, is_given, file, *output)?;
                 notice(keys, &key).await
             }
             Self::Revoke { id, output } => {
@@ -187,8 +189,9 @@ impl CreateArguments {
         };
         let given = self.secret.read()?;
         let is_given = given.is_some();
+        let file = self.secret.create_output()?;
         let (key, secret) = keys.create(spec, given).await?;
-        hand_out(&key, &secret, is_given, &self.secret, self.output)
+        hand_out(&key, &secret, is_given, file, self.output)
     }
 }
 
@@ -207,22 +210,28 @@ impl SecretArguments {
     }
 }
 
+impl SecretArguments {
+    /// The file that the secret goes to, before there is one: a secret that cannot be written would be lost.
+    fn create_output(&self) -> Result<Option<File>> {
+        let Some(path) = &self.secret_output else { return Ok(None) };
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        Ok(Some(file.with_context(|| path.display().to_string())?))
+    }
+}
+
 /// Gives the secret to its owner, once.
 fn hand_out(
     key: &Key,
     secret: &KeySecret,
     is_given: bool,
-    arguments: &SecretArguments,
+    file: Option<File>,
     output: OutputArguments,
 ) -> Result<()> {
     let text = secret.text().expose();
-    if let Some(path) = &arguments.secret_output {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-        let written =
-            file.as_mut().map_err(|error| anyhow!("{error}"))?.write_all(format!("{text}\n").as_bytes());
-        written.with_context(|| path.display().to_string())?;
+    let is_printed = file.is_none() && !is_given;
+    if let Some(mut file) = file {
+        file.write_all(format!("{text}\n").as_bytes()).context("writing the secret")?;
     }
-    let is_printed = arguments.secret_output.is_none() && !is_given;
     if output.json {
         let mut document = serde_json::to_value(key)?;
         if is_printed {
@@ -249,18 +258,22 @@ async fn notice(keys: &KeyStore, key: &Key) -> Result<()> {
     let began = Instant::now();
     loop {
         let noticed = keys.noticed(key).await?;
-        if noticed.by == noticed.of {
+        let is_over = began.elapsed() > PATIENCE;
+        // One that is silent may only have had nothing to say: without keys nobody says anything.
+        if noticed.by == noticed.of && (noticed.silent.is_empty() || is_over) {
             if noticed.of > 0 {
                 say_words(&[format!("All {} running edges know.", noticed.of)]);
             }
+            for node in &noticed.silent {
+                say_words(&[format!(
+                    "Nothing is heard of {node}: it has crashed, or does not reach the database and goes on as before for \
+                     auth.grace."
+                )]);
+            }
             return Ok(());
         }
-        if began.elapsed() > PATIENCE {
-            say_words(&[format!(
-                "Only {} of {} running edges know; the others will as soon as they reach the database.",
-                noticed.by, noticed.of
-            )]);
-            return Ok(());
+        if is_over {
+            bail!("the change is made, but only {} of {} running edges know", noticed.by, noticed.of);
         }
         sleep(Duration::from_millis(50)).await;
     }

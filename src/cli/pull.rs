@@ -4,7 +4,7 @@
 //! machine if it owns the cache, else through one of our own on a free loopback port.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,7 +22,7 @@ use super::dial::Way;
 use super::say;
 use crate::app::App;
 use crate::config::Config;
-use crate::frontend::{ListenConfig, PassedSockets};
+use crate::frontend::{ListenAddress, ListenConfig, PassedSockets};
 use crate::oci::{
     Descriptor, Digest, ErrorDocument, Hasher, ImageReference, MAX_MANIFEST_SIZE, Manifest, Platform,
     Reference,
@@ -80,7 +80,7 @@ impl PullArguments {
             }),
         };
         let pulled = puller.pull(self.wanted()?.as_ref()).await;
-        if let Some(app) = own {
+        if let Some((app, _private)) = own {
             app.stop().await;
         }
         let (digest, manifests, blobs) = pulled?;
@@ -111,15 +111,38 @@ impl PullArguments {
     }
 }
 
+/// A directory that only this user enters, gone when it is dropped.
+struct PrivateDirectory(PathBuf);
+
+impl PrivateDirectory {
+    fn new() -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let path = std::env::temp_dir().join(format!("clawhub-edge-{:016x}", fastrand::u64(..)));
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        // What is left behind is empty, and nobody's.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// The way to an edge that serves the configured cache, and that edge if it is our own.
-async fn edge(mut config: Config, log: &Log) -> Result<(Way, Option<App>)> {
-    let own = ListenConfig::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+async fn edge(mut config: Config, log: &Log) -> Result<(Way, Option<(App, PrivateDirectory)>)> {
+    // Nobody else comes in there, and so nobody is asked for a key.
+    let private = PrivateDirectory::new().context("making a directory for a socket")?;
+    let own = ListenConfig::plain(ListenAddress::Unix(private.0.join("edge.sock")));
+    config.auth.anonymous = Some(true);
+    config.auth.public.clear();
     let configured = std::mem::replace(&mut config.frontend.listen, vec![own]);
     config.frontend.metrics_address = None;
     match App::start(config, PassedSockets::default(), log).await {
         Ok(app) => {
             let endpoint = app.endpoints().first().context("no listener")?;
-            Ok((Way::to(&[ListenConfig::plain(endpoint.address.clone())])?, Some(app)))
+            Ok((Way::to(&[ListenConfig::plain(endpoint.address.clone())])?, Some((app, private))))
         }
         Err(error) if matches!(error.downcast_ref(), Some(store::Error::Owned { .. })) => {
             Ok((Way::to(&configured).context("the cache belongs to an edge that is running")?, None))

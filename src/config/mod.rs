@@ -95,18 +95,18 @@ impl Config {
     pub fn warnings(&self, now: Timestamp) -> Vec<String> {
         let mut warnings = self.routing.warnings.clone();
         warnings.extend(self.frontend.warnings(now));
-        warnings.extend(self.logins_in_clear());
+        warnings.extend(self.about_logins());
         warnings
     }
 
-    /// Where callers' logins travel so that others may read them.
-    pub fn logins_in_clear(&self) -> Vec<String> {
-        if !self.routing.has_callers() {
+    /// Where logins travel so that others may read them, and where keys say less than they seem to.
+    pub fn about_logins(&self) -> Vec<String> {
+        if !self.routing.has_callers() && self.auth.anonymous != Some(false) {
             return Vec::new();
         }
         let by_listeners = self.frontend.listen.iter().filter(|listen| listen.is_open_to_ears()).map(|listen| {
             format!(
-                "logins of callers come in clear to {}: give it a certificate and a key, unless a proxy on this machine \
+                "logins and keys come in clear to {}: give it a certificate and a key, unless a proxy on this machine \
                  speaks TLS for it",
                 listen.address
             )
@@ -116,13 +116,26 @@ impl Config {
         let by_upstreams = sites
             .filter(|site| !site.is_secure() && !site.is_loopback())
             .map(|site| format!("logins of callers go in clear to {site}: use https"));
-        by_listeners.chain(by_upstreams).collect()
+        let open = self
+            .routing
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.access == Access::Open && self.auth.anonymous == Some(false));
+        let of_open = open.map(|upstream| {
+            format!(
+                "{0} is declared open: a key for any of its repositories shows what all of them have, by digest; \
+                 access = \"edge\" keeps them apart",
+                upstream.name
+            )
+        });
+        by_listeners.chain(by_upstreams).chain(of_open).collect()
     }
 
     fn read(root: &Section<'_>, file: Option<PathBuf>, environment: &BTreeMap<String, String>) -> Self {
         let auth = root.section("auth");
         let tags = TagConfig::read(&root.section("tags"));
-        let state = root.section("state").optional("directory").unwrap_or_else(|| STATE.of(environment));
+        let state =
+            root.section("state").optional("directory").unwrap_or_else(|| state_directory(environment));
         let config = Self {
             file,
             log: LogConfig::read(&root.section("log")),
@@ -186,6 +199,15 @@ const STATE: DefaultDirectory = DefaultDirectory {
     at_home: ".local/state/clawhub-edge",
     of_system: "/var/lib/clawhub-edge",
 };
+
+/// Where the state is. Commands that are run beside the service find it where the service has it, if they may read it.
+fn state_directory(environment: &BTreeMap<String, String>) -> PathBuf {
+    let default = STATE.of(environment);
+    let of_system = Path::new(STATE.of_system);
+    let is_told = environment.contains_key(STATE.of_systemd);
+    let is_there = |directory: &Path| std::fs::File::open(directory.join("secret")).is_ok();
+    if !is_told && !is_there(&default) && is_there(of_system) { of_system.to_owned() } else { default }
+}
 
 impl DefaultDirectory {
     fn of(&self, environment: &BTreeMap<String, String>) -> PathBuf {

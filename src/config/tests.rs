@@ -73,7 +73,7 @@ fn a_credential_behind_an_open_listener_refuses_to_start_and_says_the_ways_out()
 
 #[test]
 fn logins_in_clear_are_warned_of() {
-    let warnings = |text: &str| load(text).unwrap().logins_in_clear().len();
+    let warnings = |text: &str| load(text).unwrap().about_logins().len();
     let judging = |url: &str| format!("[upstreams.\"a.example\"]\nurl = \"{url}\"\naccess = \"caller\"\n");
     let open = "[[listen]]\naddress = \"0.0.0.0:5050\"\n";
     assert_eq!(warnings(open), 0);
@@ -81,6 +81,10 @@ fn logins_in_clear_are_warned_of() {
     assert_eq!(warnings(&judging("http://127.0.0.1:5000")), 0);
     assert_eq!(warnings(&judging("http://a.example")), 1);
     assert_eq!(warnings(&format!("{open}{}", judging("http://a.example"))), 2);
+    let with_keys = "[auth]\nanonymous = false\n";
+    assert_eq!(warnings(&format!("{open}{with_keys}")), 1);
+    assert_eq!(warnings(&format!("{with_keys}[upstreams.\"a.example\"]\naccess = \"open\"\n")), 1);
+    assert!(load("[auth]\npublic = [\"a/**\"]\n").is_err(), "it would say nothing");
 }
 
 #[test]

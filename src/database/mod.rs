@@ -14,27 +14,42 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::str::FromStr as _;
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use sqlx::AnyPool;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
+use tokio::time::timeout;
 
 pub use config::{DatabaseConfig, DatabaseUrl};
 pub use schema::SchemaError;
 
-/// How long a statement waits for a connection.
+/// How long a statement waits for a connection, and for its answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Connections of one node at most; what they do is seldom and short.
-const CONNECTIONS: u32 = 4;
+/// How long the tables may take, other nodes included that make them.
+const MIGRATION: Duration = Duration::from_secs(30);
+/// Connections of one node at most; what they do is seldom and short. SQLite has one writer, and a reader that does not wait
+/// for it.
+const SHARED_CONNECTIONS: u32 = 4;
+const OWN_CONNECTIONS: u32 = 2;
 
 /// The database of this node or fleet. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: AnyPool,
+    options: AnyConnectOptions,
     is_shared: bool,
-    /// Whether it has answered when it was opened.
-    is_reached: bool,
+    is_migrated: Arc<AtomicBool>,
+}
+
+/// What a power loss may take of what was written to a file of SQLite's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing.
+    Full,
+    /// The last seconds: a node counts and says that it runs every few of them, and a flash disk is not to wear out for that.
+    Relaxed,
 }
 
 /// The database cannot be used.
@@ -61,7 +76,7 @@ impl Database {
     ///
     /// # Errors
     /// [`DatabaseError`], where waiting would not help.
-    pub async fn open(config: &DatabaseConfig) -> Result<Self, DatabaseError> {
+    pub async fn open(config: &DatabaseConfig, durability: Durability) -> Result<Self, DatabaseError> {
         // Needed once in a process, whatever is opened.
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(install_default_drivers);
@@ -73,38 +88,55 @@ impl Database {
             }
         };
         let options = AnyConnectOptions::from_str(&url).map_err(DatabaseError::Url)?;
-        // SQLite has one writer: others would only wait for it.
-        let pool = AnyPoolOptions::new()
-            .max_connections(if is_shared { CONNECTIONS } else { 1 })
-            .acquire_timeout(PATIENCE)
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    if !is_shared {
-                        // A kill -9 loses nothing that was committed, and a reader never waits.
-                        sqlx::query("PRAGMA journal_mode = WAL").execute(&mut *connection).await?;
-                        sqlx::query("PRAGMA busy_timeout = 3000").execute(&mut *connection).await?;
-                    }
-                    Ok(())
-                })
-            })
-            .connect_lazy_with(options);
-        let mut database = Self { pool, is_shared, is_reached: true };
-        match database.migrate().await {
+        let connections = if is_shared { SHARED_CONNECTIONS } else { OWN_CONNECTIONS };
+        let pool =
+            connecting(is_shared, durability).max_connections(connections).connect_lazy_with(options.clone());
+        let database = Self { pool, options, is_shared, is_migrated: Arc::default() };
+        match database.ready().await {
             Err(SchemaError::Unreachable(error)) if is_shared => {
                 tracing::warn!(%error, "the database cannot be reached; it is tried again");
-                database.is_reached = false;
             }
-            migrated => migrated?,
+            // Another process may just have made the same tables.
+            Err(SchemaError::Failed(_)) if !is_shared => database.ready().await?,
+            ready => ready?,
         }
         Ok(database)
     }
 
-    /// Brings its tables to this version; of several nodes one does, and the others wait.
+    /// Sees to it, once, that its tables are those of this version; of several nodes one does, and the others wait.
     ///
     /// # Errors
     /// [`SchemaError`].
-    pub async fn migrate(&self) -> Result<(), SchemaError> {
-        schema::migrate(&self.pool).await
+    pub async fn ready(&self) -> Result<(), SchemaError> {
+        if self.is_ready() {
+            return Ok(());
+        }
+        // A connection of its own, closed whatever comes of it: the lock that keeps others out ends with it.
+        let own = connecting(self.is_shared, Durability::Full)
+            .max_connections(1)
+            .connect_lazy_with(self.options.clone());
+        let migrated = timeout(MIGRATION, schema::migrate(&own)).await;
+        let _ = timeout(PATIENCE, own.close()).await;
+        migrated.unwrap_or(Err(SchemaError::Unreachable(sqlx::Error::PoolTimedOut)))?;
+        self.is_migrated.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether it has answered yet, with the tables of this version.
+    pub fn is_ready(&self) -> bool {
+        self.is_migrated.load(Ordering::Acquire)
+    }
+
+    /// What a statement gives, unless the database takes too long: a connection that has gone silent would keep its user
+    /// waiting for as long as TCP hopes.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`]; [`sqlx::Error::PoolTimedOut`] also when it took too long.
+    pub async fn within<T>(
+        &self,
+        statement: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        timeout(PATIENCE, statement).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
     /// Where statements are executed.
@@ -117,15 +149,26 @@ impl Database {
         self.is_shared
     }
 
-    /// Whether it has answered when it was opened; who waits for it then waits in vain.
-    pub fn is_reached(&self) -> bool {
-        self.is_reached
-    }
-
-    /// Closes it once what runs has ended.
+    /// Closes it once what runs has ended, or soon.
     pub async fn close(&self) {
-        self.pool.close().await;
+        let _ = timeout(PATIENCE, self.pool.close()).await;
     }
+}
+
+fn connecting(is_shared: bool, durability: Durability) -> AnyPoolOptions {
+    AnyPoolOptions::new().acquire_timeout(PATIENCE).after_connect(move |connection, _| {
+        Box::pin(async move {
+            if !is_shared {
+                // A reader never waits, and a kill -9 loses nothing that was committed.
+                sqlx::query("PRAGMA journal_mode = WAL").execute(&mut *connection).await?;
+                if durability == Durability::Relaxed {
+                    sqlx::query("PRAGMA synchronous = NORMAL").execute(&mut *connection).await?;
+                }
+                sqlx::query("PRAGMA busy_timeout = 3000").execute(&mut *connection).await?;
+            }
+            Ok(())
+        })
+    })
 }
 
 /// Makes the file and its directory, for the owner alone. Blocking, but a matter of microseconds and done once.
@@ -163,12 +206,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("an odd name?#%/clawhub-edge.db");
         let config = DatabaseConfig { url: DatabaseUrl::File(path.clone()) };
-        let database = Database::open(&config).await.unwrap();
+        let database = Database::open(&config, Durability::Full).await.unwrap();
         assert!(!database.is_shared());
         let insert = "INSERT INTO signing_keys (id, sealed, created_at) VALUES ($1, $2, $3)";
         sqlx::query(insert).bind("a").bind("b").bind(7_i64).execute(database.pool()).await.unwrap();
         database.close().await;
-        let again = Database::open(&config).await.unwrap();
+        let again = Database::open(&config, Durability::Full).await.unwrap();
         let row = sqlx::query("SELECT created_at FROM signing_keys WHERE id = $1").bind("a");
         assert_eq!(row.fetch_one(again.pool()).await.unwrap().get::<i64, _>(0), 7);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
@@ -179,12 +222,12 @@ mod tests {
     async fn a_schema_of_a_newer_version_is_left_alone_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let config = DatabaseConfig { url: DatabaseUrl::File(directory.path().join("edge.db")) };
-        let database = Database::open(&config).await.unwrap();
+        let database = Database::open(&config, Durability::Full).await.unwrap();
         let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
                      VALUES (9999, 'from the future', TRUE, x'00', 0)";
         sqlx::query(newer).execute(database.pool()).await.unwrap();
         database.close().await;
-        let error = Database::open(&config).await.unwrap_err().to_string();
+        let error = Database::open(&config, Durability::Full).await.unwrap_err().to_string();
         assert!(error.contains("9999") && error.contains("newer"), "{error}");
     }
 
@@ -193,7 +236,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), "").unwrap();
         let config = DatabaseConfig { url: DatabaseUrl::File(directory.path().join("file/edge.db")) };
-        let error = Database::open(&config).await.unwrap_err().to_string();
+        let error = Database::open(&config, Durability::Full).await.unwrap_err().to_string();
         assert!(error.contains("state.directory"), "{error}");
     }
 }

@@ -80,37 +80,55 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Whom a request with these headers comes from.
+    /// Whom a request with these headers comes from, as well as it is known.
     pub(super) fn of_request(&self, headers: &HeaderMap) -> Source {
-        if !self.source.is_trusted(&self.trusted_proxies) {
-            return self.source;
-        }
-        let values =
-            |name: HeaderName| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-        let by_forwarded = self.walk(values(header::FORWARDED).flat_map(elements).map(forwarded_for));
-        let by_x_forwarded = self.walk(values(X_FORWARDED_FOR).flat_map(|value| value.split(',')));
-        match (by_forwarded, by_x_forwarded) {
-            (Some(one), Some(other)) if one == other => one,
-            // A proxy writes one of the two and lets the other pass: what the client made up is one of them.
-            (Some(_), Some(_)) | (None, None) => self.source,
-            (Some(source), None) | (None, Some(source)) => source,
+        self.told(headers).0.unwrap_or(self.source)
+    }
+
+    /// From which address a request with these headers comes, where that decides about a right: `None` where a trusted proxy
+    /// hides it, or speaks so that it cannot be understood.
+    pub(super) fn address(&self, headers: &HeaderMap) -> Option<IpAddr> {
+        match self.told(headers) {
+            (_, true) => None,
+            (told, false) => told.unwrap_or(self.source).ip(),
         }
     }
 
-    /// From the last hop to the first, as long as trusted proxies speak. `None` without any hop.
-    fn walk<'h>(&self, hops: impl Iterator<Item = &'h str>) -> Option<Source> {
+    /// Whom trusted proxies name, and whether there is somebody behind him whom they do not.
+    fn told(&self, headers: &HeaderMap) -> (Option<Source>, bool) {
+        if !self.source.is_trusted(&self.trusted_proxies) {
+            return (None, false);
+        }
+        let has = |name: &HeaderName| headers.contains_key(name);
+        let values = |name: HeaderName| {
+            headers.get_all(name).into_iter().map(|value| value.to_str().unwrap_or_default())
+        };
+        let by_forwarded = self.walk(values(header::FORWARDED).flat_map(elements).map(forwarded_for));
+        let by_x_forwarded = self.walk(values(X_FORWARDED_FOR).flat_map(|value| value.split(',')));
+        match (has(&header::FORWARDED), has(&X_FORWARDED_FOR)) {
+            (false, false) => (None, false),
+            (true, false) => by_forwarded,
+            (false, true) => by_x_forwarded,
+            (true, true) if by_forwarded == by_x_forwarded => by_forwarded,
+            // A proxy writes one of the two and lets the other pass: what the client made up is one of them.
+            (true, true) => (None, true),
+        }
+    }
+
+    /// From the last hop to the first, as long as trusted proxies speak; and whether they hide what comes then.
+    fn walk<'h>(&self, hops: impl Iterator<Item = &'h str>) -> (Option<Source>, bool) {
         let hops: Vec<_> = hops.collect();
         let mut told = None;
         for hop in hops.into_iter().rev() {
             // "unknown" and obfuscated names hide what a trusted proxy has seen: no further.
-            let Some(ip) = node(hop.trim()) else { break };
+            let Some(ip) = node(hop.trim()) else { return (told, true) };
             let source = Source::Forwarded(ip);
             told = Some(source);
             if !source.is_trusted(&self.trusted_proxies) {
                 break;
             }
         }
-        told
+        (told, false)
     }
 }
 
@@ -196,6 +214,25 @@ mod tests {
         ] {
             assert_eq!(seen(&proxied, &[("forwarded", value)]), expected, "{value}");
         }
+    }
+
+    #[test]
+    fn an_address_that_a_proxy_hides_opens_nothing() {
+        let mut map = HeaderMap::new();
+        let proxied = client("10.0.0.1:4000", &["10.0.0.0/24"]);
+        let address = |map: &HeaderMap| proxied.address(map).map(|ip| ip.to_string());
+        assert_eq!(address(&map).as_deref(), Some("10.0.0.1"), "the proxy itself");
+        map.insert("x-forwarded-for", "203.0.113.5".parse().unwrap());
+        assert_eq!(address(&map).as_deref(), Some("203.0.113.5"));
+        map.insert("forwarded", "for=1.1.1.1".parse().unwrap());
+        assert_eq!(address(&map), None, "two that disagree");
+        map.remove("forwarded");
+        for hidden in [&b"unknown"[..], b"\xff", b"\xff, 203.0.113.5, 10.0.0.7", b"unknown, 10.0.0.7", b""] {
+            map.insert("x-forwarded-for", hyper::header::HeaderValue::from_bytes(hidden).unwrap());
+            assert_eq!(address(&map), None, "{hidden:?}");
+        }
+        let stranger = client("203.0.113.9:1", &["10.0.0.0/24"]);
+        assert_eq!(stranger.address(&map).unwrap().to_string(), "203.0.113.9");
     }
 
     #[test]

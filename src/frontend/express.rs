@@ -273,7 +273,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     use crate::auth::{self, Auth, AuthConfig, Wanted};
-    use crate::database::{Database, DatabaseConfig};
+    use crate::database::{Database, DatabaseConfig, Durability};
     use crate::frontend::Accounts;
     use crate::frontend::client::Source;
     use crate::oci::{Algorithm, Digest, Reference};
@@ -317,7 +317,13 @@ mod tests {
         let route = routes.find(None, None, &"library/app".parse().unwrap()).unwrap();
         let state = directory.join("state");
         let parts = auth::Parts {
-            database: Database::open(&DatabaseConfig::read(&root.section("database"), &state)).await.unwrap(),
+            node: "test".to_owned(),
+            database: Database::open(
+                &DatabaseConfig::read(&root.section("database"), &state),
+                Durability::Full,
+            )
+            .await
+            .unwrap(),
             client: client.clone(),
             store: store.clone(),
             clock: Arc::clone(&clock),

@@ -23,6 +23,7 @@ mod multipart;
 mod opening;
 mod outbox;
 mod paced;
+mod partial_list;
 mod passed;
 mod proxy_protocol;
 mod referrers;

@@ -104,7 +104,8 @@ impl Refusal {
                     Refused::NotYet => "the key is not valid yet",
                     _ => "there is no such key, or its secret is another",
                 };
-                Self::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message)
+                // It may be that of a token, which is then not to be shown again.
+                Self::bad_token("invalid_token", message)
             }
             Denial::NoDatabase => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -17,6 +17,7 @@ use super::client::Client;
 use super::head::Head;
 use super::headers::{Headers, OCI_FILTERS_APPLIED, OCI_NAMESPACE, REQUEST_ID, WireHead, etag};
 use super::multipart::Multipart;
+use super::partial_list::PartialList;
 use super::referrers;
 use super::respond::{Decision, Refusal};
 use super::tokens;
@@ -323,7 +324,7 @@ impl Service {
         client: &Client,
     ) -> Result<Answer, Refusal> {
         let ns = request.ns.as_deref();
-        let from = client.of_request(&parts.headers).ip();
+        let from = client.address(&parts.headers);
         let admit = async |repository, wanted| {
             let route =
                 self.routes.find(ns, host(parts), repository).map_err(|error| Refusal::from(&error))?;
@@ -432,10 +433,15 @@ impl Service {
         page: &Page,
         ns: Option<&str>,
     ) -> Result<Answer, Refusal> {
-        let list = self.puller.tags(admitted, page).await.map_err(|error| refuse(&error))?;
+        let mut reading = PartialList::new(page, admitted.is_partial());
+        let list = loop {
+            let list = self.puller.tags(admitted, reading.asked()).await.map_err(|error| refuse(&error))?;
+            if let Some(list) = reading.shown(list, |tag| admitted.shows(tag))? {
+                break list;
+            }
+        };
         // The client's own name of the repository: it may carry the upstream's as a prefix.
-        let shown: Vec<_> = list.entries.iter().filter(|tag| admitted.shows(tag)).collect();
-        let document = serde_json::json!({ "name": repository.as_str(), "tags": shown }).to_string();
+        let document = serde_json::json!({ "name": repository.as_str(), "tags": list.entries }).to_string();
         let answer = Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness);
         Ok(match list.next {
             Some(next) => {
@@ -458,11 +464,18 @@ impl Service {
         let upstream = self.routes.upstream(ns, host(parts)).map_err(|error| Refusal::from(&error))?;
         let visitor = self.auth.admit_to_catalog(upstream, &parts.headers, from).await;
         let visitor = visitor.map_err(|denial| deny(&denial, upstream.name.as_str()))?;
-        let list = self.puller.catalog(upstream, visitor.caller.as_ref(), via, page).await;
-        let list = list
-            .map_err(|error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) })?;
-        let shown: Vec<_> = list.entries.iter().filter(|name| visitor.shows(upstream, name)).collect();
-        let document = serde_json::json!({ "repositories": shown }).to_string();
+        let mut reading = PartialList::new(page, visitor.is_partial());
+        let list = loop {
+            let list = self.puller.catalog(upstream, visitor.caller.as_ref(), via, reading.asked()).await;
+            let list =
+                list.map_err(
+                    |error| if has_no_catalog(&error) { Refusal::no_catalog() } else { refuse(&error) },
+                )?;
+            if let Some(list) = reading.shown(list, |name| visitor.shows(upstream, name))? {
+                break list;
+            }
+        };
+        let document = serde_json::json!({ "repositories": list.entries }).to_string();
         let decision = Decision { who: visitor.who(), reason: None };
         let answer =
             Answer::text(StatusCode::OK, JSON, document).freshness(&list.freshness).decided(decision);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use form_urlencoded::parse;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderValue};
+use hyper::header;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use tokio::time::timeout;
@@ -30,7 +30,7 @@ const MAX_FORM: usize = 64 << 10;
 /// How long a form may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Scopes that are looked at; clients ask for one, or for two where they push.
-const MAX_SCOPES: usize = 64;
+const MAX_SCOPES: usize = 16;
 
 /// What a token is asked for with.
 struct TokenRequest {
@@ -49,7 +49,7 @@ pub(super) fn is_path(path: &str) -> bool {
 impl Service {
     /// Answers a request to the token service.
     pub(super) async fn token_answer(&self, parts: &Parts, body: Incoming, client: &Client) -> Answer {
-        let from = client.of_request(&parts.headers).ip();
+        let from = client.address(&parts.headers);
         let answer = match (&parts.method, parts.uri.path()) {
             (&Method::GET | &Method::HEAD, JWKS) => {
                 return Answer::text(StatusCode::OK, JSON, self.auth().jwks());
@@ -122,7 +122,7 @@ impl Service {
                     let route = self.routes().find(ns, host, repository).ok();
                     (route.map(|route| route.upstream), Some(format!("repository:{repository}:pull")))
                 }
-                None => (None, None),
+                None => (host.and_then(|host| self.routes().of_host(host)).cloned(), None),
             },
         };
         let site = match self.external_url() {
@@ -143,9 +143,11 @@ impl Service {
 /// What the client calls this edge; behind a trusted proxy, by the scheme that this has seen.
 fn called(client: &Client, parts: &Parts, host: &str) -> Option<Site> {
     let is_proxied = client.source.is_trusted(&client.trusted_proxies);
-    let forwarded = parts.headers.get("x-forwarded-proto").filter(|_| is_proxied);
-    let is_secure = match forwarded.map(HeaderValue::as_bytes) {
-        Some(scheme) => scheme.eq_ignore_ascii_case(b"https"),
+    let forwarded = parts.headers.get_all("x-forwarded-proto").iter().next_back().filter(|_| is_proxied);
+    // The last one was written by the proxy that we know.
+    let scheme = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next());
+    let is_secure = match scheme {
+        Some(scheme) => scheme.trim().eq_ignore_ascii_case("https"),
         None => client.tls.is_some(),
     };
     format!("{}://{host}", if is_secure { "https" } else { "http" }).parse().ok()

@@ -17,6 +17,10 @@ pub struct ImagePattern {
 impl Setting for ImagePattern {
     const EXPECTED: &'static str = "a pattern such as \"docker.io/ci/**\" or \"**:v*\"";
     fn from_text(text: &str) -> Result<Self, String> {
+        // Classes and alternatives could reach over a slash.
+        if let Some(odd) = text.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-/:*?".contains(*c))) {
+            return Err(format!("{odd:?} is in no name, and stands for nothing here"));
+        }
         let (repository, tag) = match text.rsplit_once(':') {
             // A colon before a slash belongs to a port.
             Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
@@ -43,5 +47,41 @@ impl ImagePattern {
     pub fn matches_tag(&self, upstream: &UpstreamName, repository: &Repository, tag: &Tag) -> bool {
         self.matches_repository(upstream, repository)
             && self.tag.as_ref().is_none_or(|pattern| pattern.is_match(tag.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reaches(pattern: &str, upstream: &str, repository: &str) -> bool {
+        let pattern = ImagePattern::from_text(pattern).unwrap();
+        pattern.matches_repository(&upstream.parse().unwrap(), &repository.parse().unwrap())
+    }
+
+    #[test]
+    fn a_star_stays_within_a_component_and_an_upstream_is_part_of_the_pattern() {
+        assert!(reaches("docker.io/team-a/*", "docker.io", "team-a/x"));
+        assert!(!reaches("docker.io/team-a/*", "docker.io", "team-a/x/y"));
+        assert!(reaches("docker.io/team-a/**", "docker.io", "team-a/x/y"));
+        for (upstream, repository) in [
+            ("quay.io", "team-a/x"),
+            ("docker.io", "team-b/x"),
+            ("docker.io", "team-a2/x"),
+            ("docker.io", "team-a"),
+        ] {
+            assert!(!reaches("docker.io/team-a/**", upstream, repository), "{upstream} {repository}");
+        }
+        assert!(reaches("localhost:5000/a", "localhost:5000", "a"));
+        assert!(reaches("**:v*", "quay.io", "a/b"));
+    }
+
+    #[test]
+    fn what_could_reach_over_a_slash_is_no_pattern() {
+        for pattern in
+            ["docker.io/team-a[!0-9]*", "docker.io/{a,b}", "docker.io/a\\*", "docker.io/!a", "docker.io/a b"]
+        {
+            assert!(ImagePattern::from_text(pattern).is_err(), "{pattern}");
+        }
     }
 }

@@ -117,7 +117,7 @@ impl Routes {
             let entry = self.named(ns).ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
             return Ok(self.behind(&entry.upstream, repository));
         }
-        if let Some(upstream) = host.and_then(|host| self.by_host(host)) {
+        if let Some(upstream) = host.and_then(|host| self.of_host(host)) {
             return Ok(self.behind(upstream, repository));
         }
         if let Some(entry) = self.first_component(repository)
@@ -143,7 +143,7 @@ impl Routes {
             let entry = self.named(ns).ok_or_else(|| RoutingError::UnknownNamespace { ns: shortened(ns) })?;
             return Ok(&entry.upstream);
         }
-        let by_host = host.and_then(|host| self.by_host(host));
+        let by_host = host.and_then(|host| self.of_host(host));
         by_host.or(self.default.as_ref()).ok_or(RoutingError::NoDefault)
     }
 
@@ -164,7 +164,7 @@ impl Routes {
 
     /// The whole header names an upstream, or its host without the port is an alias. A *name* never matches
     /// without its port: an upstream that is called `localhost` must not catch requests to `localhost:5050`.
-    fn by_host(&self, host: &str) -> Option<&Arc<Upstream>> {
+    pub fn of_host(&self, host: &str) -> Option<&Arc<Upstream>> {
         if let Some(entry) = self.named(host) {
             return Some(&entry.upstream);
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use moka::future::Cache;
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
 
 use super::secret::{KeyId, KeySecret};
 use super::store::KeyStore;
@@ -29,8 +30,14 @@ const LOOK: Duration = Duration::from_millis(500);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often uses are counted in the database.
 const COUNT: Duration = Duration::from_secs(10);
-/// What a node has seen that has just begun.
-const NOTHING: i64 = -1;
+/// Look-ups at once of keys that memory does not know: fewer than there are connections, so that whoever shows made-up keys
+/// does not keep this node from hearing of those that are revoked.
+const LOOK_UPS: usize = 1;
+/// How long somebody waits for his turn.
+const TURN: Duration = Duration::from_secs(3);
+/// How long it is remembered that there is no such key, and of how many.
+const UNKNOWN_FOR: Duration = Duration::from_secs(5);
+const UNKNOWN: u64 = 10_000;
 /// How often a database that does not answer is written about.
 const COMPLAIN: Duration = Duration::from_mins(1);
 
@@ -45,8 +52,11 @@ struct Inner {
     clock: Arc<dyn Clock>,
     grace: Duration,
     node: String,
-    // moka: one look-up for all who wait, bounded, and forgets by itself. `None`: there is no such key.
-    known: Cache<KeyId, Option<Arc<Key>>>,
+    // moka: one look-up for all who wait, bounded, and forgets by itself.
+    known: Cache<KeyId, Arc<Key>>,
+    /// Apart from those that there are, which they must not push out.
+    unknown: Cache<KeyId, ()>,
+    look_ups: Semaphore,
     /// Grows when keys were forgotten because they have changed: what was read before is read again.
     generation: AtomicU64,
     seen: AtomicI64,
@@ -61,6 +71,13 @@ struct Use {
     last: Timestamp,
 }
 
+/// Why there is nothing to remember of a key.
+#[derive(Debug, Clone, Copy)]
+enum Miss {
+    Unknown,
+    Unavailable,
+}
+
 /// The database cannot say whether there is such a key.
 #[derive(Debug, Clone)]
 pub(in crate::auth) struct Unavailable;
@@ -72,6 +89,7 @@ impl LiveKeys {
         hash: Arc<KeyedHash>,
         clock: Arc<dyn Clock>,
         grace: Duration,
+        node: String,
         tasks: &Tasks,
     ) -> Self {
         let keys = Self(Arc::new(Inner {
@@ -79,15 +97,19 @@ impl LiveKeys {
             hash,
             clock,
             grace,
-            node: format!("{:016x}", fastrand::u64(..)),
-            known: Cache::builder().max_capacity(KEYS).time_to_idle(IDLE).build(),
+            node,
+            known: Cache::builder().max_capacity(KEYS).time_to_idle(IDLE.max(grace)).build(),
+            unknown: Cache::builder().max_capacity(UNKNOWN).time_to_live(UNKNOWN_FOR).build(),
+            look_ups: Semaphore::new(LOOK_UPS),
             generation: AtomicU64::new(0),
-            seen: AtomicI64::new(NOTHING),
+            seen: AtomicI64::new(0),
             heard: Mutex::new(Instant::now()),
             uses: Mutex::default(),
         }));
         let (listening, draining) = (keys.clone(), tasks.clone());
         tasks.spawn("keys", async move { listening.listen(draining).await });
+        let (counting, draining) = (keys.clone(), tasks.clone());
+        tasks.spawn("key-uses", async move { counting.count(draining).await });
         keys
     }
 
@@ -109,25 +131,52 @@ impl LiveKeys {
     /// The key of this id.
     pub(in crate::auth) async fn find(&self, id: &KeyId) -> Result<Option<Arc<Key>>, Unavailable> {
         let silent_for = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-        if silent_for > self.0.grace {
+        if silent_for > self.0.grace.max(LOOK * 10) {
             return Err(Unavailable);
         }
         if let Some(known) = self.0.known.get(id).await {
-            return Ok(known);
+            return Ok(Some(known));
+        }
+        if self.0.unknown.get(id).await.is_some() {
+            return Ok(None);
         }
         loop {
             let generation = self.0.generation.load(Ordering::Acquire);
-            let read = async { self.0.store.find(id).await.map(|key| key.map(Arc::new)) };
-            let found = self.0.known.try_get_with_by_ref(id, read).await.map_err(|error| {
-                tracing::warn!(%error, "a key cannot be looked up");
-                Unavailable
-            })?;
+            let found = match self.0.known.try_get_with_by_ref(id, self.look_up(id)).await {
+                Ok(key) => Some(key),
+                Err(miss) => match &*miss {
+                    Miss::Unknown => None,
+                    Miss::Unavailable => return Err(Unavailable),
+                },
+            };
             // A change that came between the reading and the keeping has not been forgotten.
             if self.0.generation.load(Ordering::Acquire) == generation {
                 return Ok(found);
             }
-            self.0.known.invalidate(id).await;
+            self.forget(id).await;
         }
+    }
+
+    async fn look_up(&self, id: &KeyId) -> Result<Arc<Key>, Miss> {
+        let Ok(_turn) = timeout(TURN, self.0.look_ups.acquire()).await else {
+            return Err(Miss::Unavailable);
+        };
+        match self.0.store.find(id).await {
+            Ok(Some(key)) => Ok(Arc::new(key)),
+            Ok(None) => {
+                self.0.unknown.insert(id.clone(), ()).await;
+                Err(Miss::Unknown)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a key cannot be looked up");
+                Err(Miss::Unavailable)
+            }
+        }
+    }
+
+    async fn forget(&self, id: &KeyId) {
+        self.0.known.invalidate(id).await;
+        self.0.unknown.invalidate(id).await;
     }
 
     /// The time by which keys begin and end.
@@ -147,61 +196,73 @@ impl LiveKeys {
 
     async fn listen(&self, tasks: Tasks) {
         let mut said = None;
-        let mut counted = Instant::now();
         let mut complained: Option<Instant> = None;
         loop {
             match self.look(&mut said).await {
                 Ok(()) => complained = None,
-                Err(error) if complained.is_none_or(|at| at.elapsed() > COMPLAIN) => {
-                    tracing::warn!(%error, "the database does not say which keys have changed; those that are known go on working");
-                    complained = Some(Instant::now());
+                Err(error) => {
+                    // It may be another when it answers again, from a backup or a replica.
+                    said = None;
+                    if complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
+                        tracing::warn!(%error, "the database does not say which keys have changed; those that are known go on working");
+                        complained = Some(Instant::now());
+                    }
                 }
-                Err(_) => {}
-            }
-            if counted.elapsed() > COUNT {
-                counted = Instant::now();
-                self.count().await;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = tasks.draining() => break,
             }
         }
-        self.count().await;
         // Whoever waits for this node to notice something need not.
         let _ = self.0.store.remove_node(&self.0.node).await;
     }
 
-    /// Forgets the keys that have changed, and says up to when this node knows them.
+    /// Forgets the keys that have changed, and says up to when this node knows them; `said` is when it last did, to a
+    /// database that has answered ever since.
     async fn look(&self, said: &mut Option<Instant>) -> Result<(), sqlx::Error> {
         let inner = &self.0;
         let asked = Instant::now();
         let (seen, newest) = (inner.seen.load(Ordering::Relaxed), inner.store.revision().await?);
-        if newest != seen {
-            let changed = if seen == NOTHING { Vec::new() } else { inner.store.changed_since(seen).await? };
+        if said.is_none() || newest < seen {
+            inner.generation.fetch_add(1, Ordering::AcqRel);
+            inner.known.invalidate_all();
+            inner.unknown.invalidate_all();
+        } else if newest > seen {
+            let changed = inner.store.changed_since(seen).await?;
             // First: what is read from here on is as new as that.
             inner.generation.fetch_add(1, Ordering::AcqRel);
-            if seen == NOTHING {
-                inner.known.invalidate_all();
+            for id in changed.iter().filter_map(|id| id.parse().ok()) {
+                self.forget(&id).await;
             }
-            for id in changed.iter().filter_map(|id| id.parse::<KeyId>().ok()) {
-                inner.known.invalidate(&id).await;
-            }
-            inner.seen.store(newest, Ordering::Relaxed);
         }
+        inner.seen.store(newest, Ordering::Relaxed);
         *inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = asked;
-        if newest != seen || said.is_none_or(|at| at.elapsed() > HEARTBEAT) {
+        // Where there have never been any keys, nothing is written for them.
+        let is_time = newest > 0 && said.is_some_and(|at| at.elapsed() > HEARTBEAT);
+        if newest != seen || said.is_none() || is_time {
             inner.store.note_node(&inner.node, newest).await?;
             *said = Some(asked);
         }
         Ok(())
     }
 
-    async fn count(&self) {
-        let uses = std::mem::take(&mut *self.0.uses.lock().unwrap_or_else(PoisonError::into_inner));
-        for (id, Use { count, last }) in uses {
-            if let Err(error) = self.0.store.note_uses(id.as_str(), count, last).await {
-                tracing::debug!(%error, key = %id, count, "uses of a key could not be counted");
+    /// Counts uses in the database from time to time, and at the end.
+    async fn count(&self, tasks: Tasks) {
+        loop {
+            let is_draining = tokio::select! {
+                () = tokio::time::sleep(COUNT) => false,
+                () = tasks.draining() => true,
+            };
+            let uses = std::mem::take(&mut *self.0.uses.lock().unwrap_or_else(PoisonError::into_inner));
+            let uses: Vec<_> = uses.into_iter().map(|(id, Use { count, last })| (id, count, last)).collect();
+            if !uses.is_empty()
+                && let Err(error) = self.0.store.note_uses(&uses).await
+            {
+                tracing::debug!(%error, keys = uses.len(), "uses of keys could not be counted");
+            }
+            if is_draining {
+                return;
             }
         }
     }

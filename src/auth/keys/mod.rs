@@ -18,7 +18,7 @@ pub use store::{KeyError, KeyStore, Noticed};
 pub(super) use live::LiveKeys;
 
 use super::proof::Wanted;
-use crate::oci::{Reference, Repository, Tag};
+use crate::oci::{Reference, Repository};
 use crate::routing::{ImagePattern, UpstreamName};
 use crate::runtime::{Network, Setting, Timestamp};
 
@@ -31,7 +31,7 @@ pub struct KeySpec {
     pub scopes: Vec<ImagePattern>,
     /// From where; everywhere if there is none.
     pub networks: Vec<Network>,
-    /// Since when; at once if that is past.
+    /// Since when; at once if it is not said.
     pub not_before: Option<Timestamp>,
     /// Until when; for ever if it is not said.
     pub expires_at: Option<Timestamp>,
@@ -54,9 +54,9 @@ pub struct Key {
     /// When it was made.
     #[serde(serialize_with = "as_text")]
     pub created_at: Timestamp,
-    /// Since when it is good.
-    #[serde(serialize_with = "as_text")]
-    pub not_before: Timestamp,
+    /// Since when it is good; from the first if it is not said.
+    #[serde(serialize_with = "as_optional_text")]
+    pub not_before: Option<Timestamp>,
     /// Until when.
     #[serde(serialize_with = "as_optional_text")]
     pub expires_at: Option<Timestamp>,
@@ -117,7 +117,7 @@ impl Key {
             Err(Refused::Revoked)
         } else if self.expires_at.is_some_and(|end| end <= now) {
             Err(Refused::Expired)
-        } else if now < self.not_before {
+        } else if self.not_before.is_some_and(|begin| now < begin) {
             Err(Refused::NotYet)
         } else if !self.networks.is_empty()
             && !from.is_some_and(|from| self.networks.iter().any(|network| network.contains(from)))
@@ -143,12 +143,6 @@ impl Key {
             | Wanted::Tags
             | Wanted::Referrers(_) => scope.matches_repository(upstream, repository),
         })
-    }
-
-    /// Whether this tag is to be seen with it.
-    pub fn shows(&self, upstream: &UpstreamName, repository: &Repository, tag: &str) -> bool {
-        let tag = tag.parse::<Tag>();
-        tag.is_ok_and(|tag| self.scopes.iter().any(|scope| scope.matches_tag(upstream, repository, &tag)))
     }
 
     /// Whether anything of this repository may be pulled with it.

@@ -12,8 +12,10 @@ use crate::auth::keyed_hash::KeyedHash;
 use crate::database::Database;
 use crate::runtime::{Clock, Setting, Timestamp};
 
-/// Nodes that have not been heard of for so long are not waited for.
+/// Nodes that have not been heard of for so long are not waited for: they have crashed, or do not reach the database.
 const SILENT: Duration = Duration::from_secs(15);
+/// Nodes that have not been heard of for so long are forgotten.
+const GONE: Duration = Duration::from_hours(24);
 
 const COLUMNS: &str = "id, name, hash, previous_hash, previous_until, scopes, networks, created_at, not_before, \
                        expires_at, revoked_at, last_used_at, uses, revision";
@@ -41,18 +43,26 @@ pub enum KeyError {
     /// The database refuses.
     #[error("the database: {0}")]
     Database(#[from] sqlx::Error),
+    /// Its hashes were made with another secret.
+    #[error(
+        "this node has another secret than the one that the database's keys were made with; nodes that share a database \
+         need the same file `secret` in their state directories (state.directory)"
+    )]
+    Secret,
     /// The machine gives no random bytes.
     #[error("{0}")]
     Random(String),
 }
 
-/// Which of the running nodes know of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which of the nodes know of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Noticed {
     /// Nodes that know.
     pub by: usize,
     /// Nodes that run.
     pub of: usize,
+    /// Nodes that have not stopped in an orderly way, and are not heard of.
+    pub silent: Vec<String>,
 }
 
 impl KeyStore {
@@ -80,7 +90,7 @@ impl KeyStore {
             scopes: spec.scopes,
             networks: spec.networks,
             created_at: now,
-            not_before: spec.not_before.unwrap_or(now),
+            not_before: spec.not_before,
             expires_at: spec.expires_at,
             revoked_at: None,
             last_used_at: None,
@@ -105,7 +115,7 @@ impl KeyStore {
         .bind(texts(&key.scopes))
         .bind(texts(&key.networks))
         .bind(millis(key.created_at))
-        .bind(millis(key.not_before))
+        .bind(key.not_before.map(millis))
         .bind(key.expires_at.map(millis))
         .bind(key.revision)
         .execute(&mut *change)
@@ -134,7 +144,8 @@ impl KeyStore {
 
     pub(super) async fn find(&self, id: &KeyId) -> Result<Option<Key>, sqlx::Error> {
         let row = sqlx::query(sql(format!("SELECT {COLUMNS} FROM keys WHERE id = $1"))).bind(id.as_str());
-        row.fetch_optional(self.database.pool()).await?.as_ref().map(read).transpose()
+        let row = self.database.within(row.fetch_optional(self.database.pool())).await?;
+        row.as_ref().map(read).transpose()
     }
 
     /// Gives a key another secret, this or a new one; the one before works for `overlap` more.
@@ -197,63 +208,86 @@ impl KeyStore {
     /// [`KeyError::Database`].
     pub async fn noticed(&self, key: &Key) -> Result<Noticed, KeyError> {
         let oldest = millis(self.clock.now().before(SILENT));
-        let rows = sqlx::query("SELECT seen FROM nodes WHERE at >= $1").bind(oldest);
-        let seen: Vec<i64> = rows
-            .fetch_all(self.database.pool())
-            .await?
-            .iter()
-            .map(|row| row.try_get(0))
-            .collect::<Result<_, _>>()?;
-        Ok(Noticed { by: seen.iter().filter(|seen| **seen >= key.revision).count(), of: seen.len() })
+        let rows = sqlx::query("SELECT id, seen, at FROM nodes");
+        let rows = self.database.within(rows.fetch_all(self.database.pool())).await?;
+        let mut noticed = Noticed { by: 0, of: 0, silent: Vec::new() };
+        for row in rows {
+            let (seen, at): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
+            if at < oldest {
+                noticed.silent.push(row.try_get(0)?);
+                continue;
+            }
+            noticed.of += 1;
+            noticed.by += usize::from(seen >= key.revision);
+        }
+        Ok(noticed)
     }
 
     /// The revision of the newest change.
     pub(super) async fn revision(&self) -> Result<i64, sqlx::Error> {
         let row = sqlx::query("SELECT value FROM counters WHERE name = 'keys'");
-        row.fetch_one(self.database.pool()).await?.try_get(0)
+        self.database.within(row.fetch_one(self.database.pool())).await?.try_get(0)
     }
 
     /// The ids of the keys that have changed after a revision.
     pub(super) async fn changed_since(&self, revision: i64) -> Result<Vec<String>, sqlx::Error> {
         let rows = sqlx::query("SELECT id FROM keys WHERE revision > $1").bind(revision);
-        rows.fetch_all(self.database.pool()).await?.iter().map(|row| row.try_get(0)).collect()
+        let rows = self.database.within(rows.fetch_all(self.database.pool())).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
     }
 
     /// Notes up to which revision this node knows the keys, and forgets nodes that are gone.
     pub(super) async fn note_node(&self, node: &str, seen: i64) -> Result<(), sqlx::Error> {
         let now = self.clock.now();
-        sqlx::query(
+        let note = sqlx::query(
             "INSERT INTO nodes (id, seen, at) VALUES ($1, $2, $3) \
              ON CONFLICT (id) DO UPDATE SET seen = excluded.seen, at = excluded.at",
         )
         .bind(node)
         .bind(seen)
-        .bind(millis(now))
-        .execute(self.database.pool())
-        .await?;
-        let gone = millis(now.before(SILENT * 20));
-        sqlx::query("DELETE FROM nodes WHERE at < $1").bind(gone).execute(self.database.pool()).await?;
-        Ok(())
+        .bind(millis(now));
+        self.database.within(note.execute(self.database.pool())).await?;
+        let forget = sqlx::query("DELETE FROM nodes WHERE at < $1").bind(millis(now.before(GONE)));
+        self.database.within(forget.execute(self.database.pool())).await.map(drop)
     }
 
     /// Forgets this node, which ends.
     pub(super) async fn remove_node(&self, node: &str) -> Result<(), sqlx::Error> {
-        sqlx::query("DELETE FROM nodes WHERE id = $1")
-            .bind(node)
-            .execute(self.database.pool())
-            .await
-            .map(drop)
+        let remove = sqlx::query("DELETE FROM nodes WHERE id = $1").bind(node);
+        self.database.within(remove.execute(self.database.pool())).await.map(drop)
     }
 
-    /// Counts uses of a key.
-    pub(super) async fn note_uses(&self, id: &str, uses: u64, last: Timestamp) -> Result<(), sqlx::Error> {
-        sqlx::query("UPDATE keys SET uses = uses + $1, last_used_at = $2 WHERE id = $3")
-            .bind(i64::try_from(uses).unwrap_or(i64::MAX))
-            .bind(millis(last))
-            .bind(id)
-            .execute(self.database.pool())
-            .await
-            .map(drop)
+    /// Counts uses of keys, all of them or none.
+    pub(super) async fn note_uses(&self, uses: &[(KeyId, u64, Timestamp)]) -> Result<(), sqlx::Error> {
+        let note = async {
+            let mut change = self.database.pool().begin().await?;
+            for (id, count, last) in uses {
+                sqlx::query("UPDATE keys SET uses = uses + $1, last_used_at = $2 WHERE id = $3")
+                    .bind(i64::try_from(*count).unwrap_or(i64::MAX))
+                    .bind(millis(*last))
+                    .bind(id.as_str())
+                    .execute(&mut *change)
+                    .await?;
+            }
+            change.commit().await
+        };
+        self.database.within(note).await
+    }
+
+    /// Sees to it that the hashes of the database are made with the secret of this node.
+    ///
+    /// # Errors
+    /// [`KeyError::Secret`] where they are made with another one.
+    pub async fn check_secret(&self) -> Result<(), KeyError> {
+        let fingerprint = self.hash.fingerprint();
+        let claim = sqlx::query(
+            "INSERT INTO secrets (fingerprint) SELECT $1 WHERE NOT EXISTS (SELECT 1 FROM secrets)",
+        );
+        let claim = claim.bind(&fingerprint).execute(self.database.pool());
+        self.database.within(claim).await?;
+        let row = sqlx::query("SELECT fingerprint FROM secrets WHERE fingerprint = $1").bind(&fingerprint);
+        let row = self.database.within(row.fetch_optional(self.database.pool())).await?;
+        row.map(drop).ok_or(KeyError::Secret)
     }
 }
 
@@ -287,7 +321,7 @@ fn read(row: &AnyRow) -> Result<Key, sqlx::Error> {
         scopes: settings(&text("scopes")?).map_err(|error| odd("scopes", error))?,
         networks: settings(&text("networks")?).map_err(|error| odd("networks", error))?,
         created_at: at("created_at")?,
-        not_before: at("not_before")?,
+        not_before: perhaps_at("not_before")?,
         expires_at: perhaps_at("expires_at")?,
         revoked_at: perhaps_at("revoked_at")?,
         last_used_at: perhaps_at("last_used_at")?,

@@ -10,7 +10,7 @@ CREATE TABLE keys (
     scopes TEXT NOT NULL,
     networks TEXT NOT NULL,
     created_at BIGINT NOT NULL,
-    not_before BIGINT NOT NULL,
+    not_before BIGINT,
     expires_at BIGINT,
     revoked_at BIGINT,
     last_used_at BIGINT,
@@ -25,6 +25,11 @@ CREATE TABLE counters (
     value BIGINT NOT NULL
 );
 INSERT INTO counters (name, value) VALUES ('keys', 0);
+
+-- Which secret the hashes above are made with, by a hash of its own: nodes that have another one are told so.
+CREATE TABLE secrets (
+    fingerprint TEXT NOT NULL PRIMARY KEY
+);
 
 -- Up to which revision each running node knows the keys.
 CREATE TABLE nodes (
