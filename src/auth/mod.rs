@@ -513,7 +513,8 @@ impl Auth {
     /// On whose behalf an upstream is asked that judges its callers.
     fn caller(&self, upstream: &Upstream, identity: Identity) -> Result<Caller, Denial> {
         match identity {
-            Identity::Anybody => Ok(Caller::anonymous()),
+            // Our keys say nothing of what the upstream lets their owners do: no more than anybody.
+            Identity::Anybody | Identity::Key(_) => Ok(Caller::anonymous()),
             Identity::Login(login) => Ok(Caller::with_login(self.hash.caller(&upstream.name, &login), login)),
             Identity::Token(verified) => match &verified.subject {
                 Subject::Caller(given_for, caller) if *given_for == upstream.name => Ok(caller.clone()),
@@ -521,8 +522,6 @@ impl Auth {
                 Subject::Caller(..) => Err(Denial::InsufficientScope),
                 Subject::Anybody | Subject::Key(_) => Ok(Caller::anonymous()),
             },
-            // Our keys say nothing of what the upstream lets their owners do: no more than anybody.
-            Identity::Key(_) => Ok(Caller::anonymous()),
         }
     }
 

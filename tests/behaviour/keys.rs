@@ -111,6 +111,13 @@ async fn a_key_pulls_what_it_names_and_nothing_else() {
     assert_error(&got, 404, "BLOB_UNKNOWN");
     let catalog = get(&edge, "/v2/_catalog", &basic(&secret)).await;
     assert_eq!(catalog.json()["repositories"], serde_json::json!(["team-a/app"]));
+    // Nor does a link name what is hidden, page by page.
+    let page = get(&edge, "/v2/_catalog?n=1", &basic(&secret)).await;
+    assert_eq!(page.json()["repositories"], serde_json::json!(["team-a/app"]));
+    assert!(!page.header("Link").unwrap_or_default().contains("team-b"), "{:?}", page.header("Link"));
+    let after = get(&edge, "/v2/_catalog?n=1&last=team-a/app", &basic(&secret)).await;
+    assert_eq!(after.json()["repositories"], serde_json::json!([]));
+    assert_eq!(after.header("Link"), None);
     assert_eq!(http::get(edge.addr(), "/v2/_catalog", &[]).await.status, 401);
     assert_eq!(http::get(edge.addr(), "/v2/", &[]).await.status, 401);
     assert_eq!(get(&edge, "/v2/", &basic(&secret)).await.status, 200);
@@ -202,6 +209,19 @@ async fn a_key_is_good_in_its_time_and_from_its_networks() {
     assert_eq!(get(&edge, &path, &bearer).await.status, 200);
     until("it ends", async || get(&edge, &path, &bearer).await.status == 401).await;
     assert_eq!(get(&edge, &path, &basic(&secret)).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_node_with_another_secret_is_told_so() {
+    let (_origin, mut edge, _) = only_with_keys("").await;
+    create(&edge, &[]).await;
+    edge.stop().await;
+    std::fs::write(edge.prepared().path(".local/state/clawhub-edge/secret"), [7; 32]).unwrap();
+    for arguments in [&["keys", "list"][..], &["serve"]] {
+        let output = edge.prepared().run(arguments).await;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && words.contains("another secret"), "{arguments:?}: {words}");
+    }
 }
 
 #[tokio::test]
@@ -311,4 +331,13 @@ async fn a_key_refreshes_its_tokens_until_it_is_revoked() {
     assert_body(&get(&edge, &manifest("team-a/app", "1"), &bearer).await, 200, &a.manifest);
     keys(&edge, &["revoke", &id]).await.unwrap();
     assert_eq!(again().await.status, 401);
+}
+
+#[tokio::test]
+async fn the_operator_fills_the_cache_without_a_key() {
+    let (origin, mut edge, [a, _]) = only_with_keys("").await;
+    edge.stop().await;
+    let output = edge.prepared().run(&["pull", "origin.test/team-a/app:1", "--all-platforms"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(origin.count("GET", &a.layer_digests[0]), 1);
 }
