@@ -99,7 +99,7 @@ enum Shown {
 }
 
 /// The decision about a pull that memory can make, as each of a hot image's requests needs it.
-#[divan::bench(args = [Shown::Nothing, Shown::Key, Shown::Token])]
+#[divan::bench(args = [Shown::Nothing, Shown::Key, Shown::Token], sample_size = 1000)]
 fn admit(bencher: Bencher<'_, '_>, shown: Shown) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let directory = tempfile::tempdir().expect("a directory");

@@ -66,11 +66,6 @@ impl KeyedHash {
         hex(&self.of(&["key", secret.text().expose()]))
     }
 
-    /// What stands for a token.
-    pub(super) fn token(&self, token: &str) -> [u8; 32] {
-        self.of(&["token", token])
-    }
-
     /// What keeps things of this purpose from being read by whoever does not have the secret.
     pub(super) fn sealer(&self, purpose: &str) -> Sealer {
         // A key of 256 bits for it never fails.

@@ -69,9 +69,10 @@ class Crowd:
 def crowd(lab):
     result = measure(lab, lab.cache, lab.peer or "the edge")
     _check_bytes(lab, result)
-    if result.is_late and not lab.peer:
-        # somebody else may have needed the processor or the disk for a moment
-        result = measure(lab, lab.cache, "once more")
+    for _ in range(2):
+        if result.is_late and not lab.peer:
+            # somebody else may have needed the processor or the disk for a moment
+            result = measure(lab, lab.cache, "once more")
     _check_times(lab, result)
     if lab.compare:
         measure(lab, lab.distribution, "distribution")
