@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::routing::{ImagePattern, Site};
 use crate::runtime::Section;
 
-/// How long an upstream's word about a caller counts.
+/// Who may pull without a key, and how long an upstream's word about a caller counts.
 #[derive(Debug, Clone)]
 pub struct AuthConfig {
     /// How clients reach this edge, or the nodes of a fleet; else it is what each of them calls it.

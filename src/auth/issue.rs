@@ -7,7 +7,7 @@ use hyper::HeaderMap;
 
 use super::authorization::Authorization;
 use super::token::{Bearer, Granted};
-use super::{Auth, Denial, Identity};
+use super::{Auth, Denial, Identity, scopes};
 use crate::routing::{Access, Login, Route, Upstream};
 use crate::runtime::{Secret, Timestamp};
 
@@ -98,7 +98,7 @@ impl Auth {
                 let reaches = |right: &Right| match right {
                     // There it is anybody's.
                     right if right.is_judged() => true,
-                    Right::Pull(route) => key.reaches(&route.upstream.name, &route.repository),
+                    Right::Pull(route) => scopes::reach(&key.scopes, &route.upstream.name, &route.repository),
                     Right::Catalog(_) => true,
                 };
                 (self.tokens.issue(&granted(&reaches), Bearer::Key(&key.id)), offered)

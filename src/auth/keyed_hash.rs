@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::keys::KeySecret;
-use crate::oci::Repository;
+use crate::oci::{Digest, Repository};
 use crate::routing::{CallerId, Login, UpstreamName};
 
 /// Bytes of the secret.
@@ -52,18 +52,18 @@ impl KeyedHash {
         repository: &Repository,
         class: &str,
     ) -> String {
-        let caller = hex(&caller.0);
-        hex(&self.of(&["grant", &caller, upstream.as_str(), repository.as_str(), class]))
+        let caller = hex(caller.0);
+        hex(self.of(&["grant", &caller, upstream.as_str(), repository.as_str(), class]))
     }
 
     /// What tells this secret from others.
     pub(super) fn fingerprint(&self) -> String {
-        hex(&self.of(&["fingerprint"]))
+        hex(self.of(&["fingerprint"]))
     }
 
     /// What stands for the secret of a key.
     pub(super) fn key(&self, secret: &KeySecret) -> String {
-        hex(&self.of(&["key", secret.text().expose()]))
+        hex(self.of(&["key", secret.text().expose()]))
     }
 
     /// What keeps things of this purpose from being read by whoever does not have the secret.
@@ -146,13 +146,9 @@ fn make(path: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String never fails.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// Written as a digest of that length is.
+fn hex(hash: [u8; 32]) -> String {
+    Digest::Sha256(hash).hex()
 }
 
 #[cfg(test)]

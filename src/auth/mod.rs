@@ -22,6 +22,7 @@ mod keyed_hash;
 pub mod keys;
 mod metrics;
 mod proof;
+mod scopes;
 mod signing;
 mod token;
 mod verdicts;
@@ -41,8 +42,8 @@ pub use proof::Wanted;
 pub use token::{LIFETIME as TOKEN_LIFETIME, SERVICE};
 
 use crate::database::Database;
-use crate::oci::{ErrorCode, Reference, Repository, Tag};
-use crate::routing::{Access, Caller, CallerId, ImagePattern, Login, Route, Upstream, UpstreamName};
+use crate::oci::ErrorCode;
+use crate::routing::{Access, Caller, CallerId, ImagePattern, Login, Route, Upstream};
 use crate::runtime::{Clock, Tasks};
 use crate::store::Store;
 use crate::upstream::{self, Client};
@@ -95,8 +96,8 @@ impl Admitted {
         let Route { upstream, repository, .. } = &self.route;
         match &self.by {
             By::All => true,
-            By::Key(key) => shows(&key.scopes, &upstream.name, repository, tag),
-            By::Public(patterns) => shows(patterns, &upstream.name, repository, tag),
+            By::Key(key) => scopes::show(&key.scopes, &upstream.name, repository, tag),
+            By::Public(patterns) => scopes::show(patterns, &upstream.name, repository, tag),
         }
     }
 }
@@ -127,12 +128,6 @@ pub struct Visitor {
     key: Option<Arc<Key>>,
 }
 
-/// Whether a pattern speaks of this tag.
-fn shows(patterns: &[ImagePattern], upstream: &UpstreamName, repository: &Repository, tag: &str) -> bool {
-    let tag = tag.parse::<Tag>();
-    tag.is_ok_and(|tag| patterns.iter().any(|pattern| pattern.matches_tag(upstream, repository, &tag)))
-}
-
 impl Visitor {
     /// Whether only some repositories are to be shown.
     pub fn is_partial(&self) -> bool {
@@ -146,8 +141,9 @@ impl Visitor {
 
     /// Whether a repository is to be shown.
     pub fn shows(&self, upstream: &Upstream, repository: &str) -> bool {
-        let reaches =
-            |key: &Arc<Key>| repository.parse().is_ok_and(|name| key.reaches(&upstream.name, &name));
+        let reaches = |key: &Arc<Key>| {
+            repository.parse().is_ok_and(|name| scopes::reach(&key.scopes, &upstream.name, &name))
+        };
         self.key.as_ref().is_none_or(reaches)
     }
 }
@@ -242,17 +238,12 @@ impl Public {
 
     fn includes(&self, route: &Route, wanted: Wanted<'_>) -> bool {
         let Route { upstream, repository, .. } = route;
-        let includes = |pattern: &ImagePattern| match wanted {
-            Wanted::Manifest(Reference::Tag(tag)) => pattern.matches_tag(&upstream.name, repository, tag),
-            _ => pattern.matches_repository(&upstream.name, repository),
-        };
-        self.is_everything || self.patterns.iter().any(includes)
+        self.is_everything || scopes::allow(&self.patterns, &upstream.name, repository, wanted)
     }
 
     fn reaches(&self, route: &Route) -> bool {
         let Route { upstream, repository, .. } = route;
-        self.is_everything
-            || self.patterns.iter().any(|pattern| pattern.matches_repository(&upstream.name, repository))
+        self.is_everything || scopes::reach(&self.patterns, &upstream.name, repository)
     }
 }
 
@@ -393,7 +384,7 @@ impl Auth {
             return Ok(Admitted { route, by: By::All });
         }
         let Identity::Key(key) = identity else { return Err(Denial::Unauthenticated) };
-        if !key.allows(&route.upstream.name, &route.repository, wanted) {
+        if !scopes::allow(&key.scopes, &route.upstream.name, &route.repository, wanted) {
             return Err(self.refuse(&key.id, Refused::Scope));
         }
         self.keys.used(&key);

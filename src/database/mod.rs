@@ -11,6 +11,7 @@ mod schema;
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::str::FromStr as _;
@@ -24,6 +25,8 @@ use tokio::time::timeout;
 
 pub use config::{DatabaseConfig, DatabaseUrl};
 pub use schema::SchemaError;
+
+use crate::oci::percent_encode;
 
 /// How long a statement waits for a connection, and for its answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -84,7 +87,7 @@ impl Database {
             DatabaseUrl::Postgres(url) => (url.expose().to_owned(), true),
             DatabaseUrl::File(path) => {
                 make_private(path).map_err(|source| DatabaseError::File { path: path.clone(), source })?;
-                (format!("sqlite://{}", percent_encoded(path)), false)
+                (format!("sqlite://{}", percent_encode(path.as_os_str().as_bytes())), false)
             }
         };
         let options = AnyConnectOptions::from_str(&url).map_err(DatabaseError::Url)?;
@@ -177,22 +180,6 @@ fn make_private(path: &Path) -> io::Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
     OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map(drop)
-}
-
-/// A path as it stands in a URL.
-fn percent_encoded(path: &Path) -> String {
-    use std::fmt::Write as _;
-    use std::os::unix::ffi::OsStrExt as _;
-    path.as_os_str().as_bytes().iter().fold(String::new(), |mut text, byte| {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
-                text.push(char::from(*byte));
-            }
-            // Writing to a String never fails.
-            byte => drop(write!(text, "%{byte:02X}")),
-        }
-        text
-    })
 }
 
 #[cfg(test)]

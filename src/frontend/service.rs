@@ -558,7 +558,7 @@ fn by(admitted: &Admitted, outcome: Result<Answer, Refusal>) -> Result<Answer, R
     }
 }
 
-/// The refusal of somebody who is not admitted; the decision is in the log where it was made.
+/// The refusal of somebody who is not admitted; the access log says why.
 fn deny(denial: &Denial, upstream: &str) -> Refusal {
     if let Denial::Unavailable(error) = denial {
         tracing::warn!(%error, "whether a caller may pull cannot be asked");

@@ -58,6 +58,7 @@ pub use link::{next_link, next_page_link};
 pub use manifest::{ImageIndex, ImageManifest, MAX_MANIFEST_SIZE, Manifest, ManifestError};
 pub use media_type::{MANIFEST_ACCEPT, essence};
 pub use name::{NameError, Reference, ReferenceError, Repository, Tag};
+pub use percent::encode as percent_encode;
 pub use range::{ByteRange, ContentRange, RangeError, RangeRequest, RangeSpec, Resolved};
 pub use request::{ApiRequest, Page, RequestError, Target};
 pub use scope::PullScope;

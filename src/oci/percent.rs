@@ -27,10 +27,12 @@ pub(super) fn decode_form(text: &str) -> Option<String> {
     decode(&text.replace('+', "%20")).map(Cow::into_owned)
 }
 
-/// `text` as a query's key or value: everything but RFC 3986 "unreserved", `/` and `:` escaped.
-pub(super) fn encode(text: &str) -> String {
+/// A text as it stands in the path of a URL, or as a query's key or value: everything but RFC 3986 "unreserved", `/` and `:`
+/// escaped.
+pub fn encode(text: impl AsRef<[u8]>) -> String {
+    let text = text.as_ref();
     let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
+    for &byte in text {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
                 encoded.push(char::from(byte));

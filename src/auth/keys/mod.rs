@@ -17,9 +17,7 @@ pub use store::{KeyError, KeyStore, Noticed};
 
 pub(super) use live::LiveKeys;
 
-use super::proof::Wanted;
-use crate::oci::{Reference, Repository};
-use crate::routing::{ImagePattern, UpstreamName};
+use crate::routing::ImagePattern;
 use crate::runtime::{Network, Setting, Timestamp};
 
 /// What a key is to be.
@@ -126,28 +124,6 @@ impl Key {
         } else {
             Ok(())
         }
-    }
-
-    /// Whether this may be pulled with it. By a digest, whatever tags the patterns name: who knows one has been told by
-    /// somebody who may.
-    pub(super) fn allows(
-        &self,
-        upstream: &UpstreamName,
-        repository: &Repository,
-        wanted: Wanted<'_>,
-    ) -> bool {
-        self.scopes.iter().any(|scope| match wanted {
-            Wanted::Manifest(Reference::Tag(tag)) => scope.matches_tag(upstream, repository, tag),
-            Wanted::Manifest(Reference::Digest(_))
-            | Wanted::Blob(_)
-            | Wanted::Tags
-            | Wanted::Referrers(_) => scope.matches_repository(upstream, repository),
-        })
-    }
-
-    /// Whether anything of this repository may be pulled with it.
-    pub fn reaches(&self, upstream: &UpstreamName, repository: &Repository) -> bool {
-        self.scopes.iter().any(|scope| scope.matches_repository(upstream, repository))
     }
 }
 

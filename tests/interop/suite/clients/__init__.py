@@ -1,5 +1,6 @@
 """The clients, each as its users point it at a mirror."""
 
+from ..machine import CommandFailed, expect
 from .buildkit import BuildKit
 from .containerd import Containerd, ContainerdParallel
 from .containers import Buildah, CriO, Podman, PodmanPartial, Skopeo, SkopeoMirror
@@ -11,7 +12,7 @@ CLIENTS = (
     BuildKit, Crane, Oras, OrasPython,
 )  # fmt: skip
 
-__all__ = [*(client.__name__ for client in CLIENTS), "CLIENTS", "PodmanPartial", "copy_between_registries"]
+__all__ = [*(client.__name__ for client in CLIENTS), "CLIENTS", "PodmanPartial", "copy_between_registries", "expect_refused"]
 
 
 def copy_between_registries(workspace, source, target, *options):
@@ -19,3 +20,12 @@ def copy_between_registries(workspace, source, target, *options):
     tls = ("--src-tls-verify=false", "--dest-tls-verify=false")
     names = (f"docker://{source}", f"docker://{target}")
     workspace.command("skopeo", "copy", "--quiet", "--preserve-digests", *options, *tls, *names, home=workspace.home())
+
+
+def expect_refused(client, image):
+    """Fails the running check if the client can pull the image."""
+    try:
+        client.pull(image)
+    except CommandFailed:
+        return
+    expect(False, f"{client.label} pulled {image.reference}")

@@ -3,11 +3,11 @@
 from contextlib import contextmanager
 
 from .. import wire
-from ..clients import Containerd, Crane, DockerByPath, Oras, Podman, Skopeo, SkopeoMirror
+from ..clients import Containerd, Crane, DockerByPath, Oras, Podman, Skopeo, SkopeoMirror, expect_refused
 from ..door import Accounts, Door
 from ..edge import upstream
 from ..lab import scenario
-from ..machine import CommandFailed, expect, wait_until
+from ..machine import expect, wait_until
 
 _ALICE, _BOB = ("alice", "sesame of alice"), ("bob", "sesame of bob")
 _CLIENTS = (Skopeo, SkopeoMirror, Podman, Containerd, Crane, Oras, DockerByPath)
@@ -61,7 +61,7 @@ def callers_by_htpasswd(lab):
                         expect(client.pull(image) >= image.blobs(), "not every blob")
                 for login in (("carol", "sesame"), ("alice", _BOB[1]), None):
                     with _pulling(lab, edge, Skopeo, login) as client:
-                        _expect_refused(client, image)
+                        expect_refused(client, image)
             with lab.check("an account that ends upstream ends here within the TTL, and the others go on"):
                 set_accounts(_BOB)
                 path = f"{edge.path(origin.name, image.repository)}/manifests/{image.digest}"
@@ -76,7 +76,7 @@ def _pulls_of(lab, edge, kind, private, public):
             expect(held >= private.blobs(), f"not every blob: {held}")
         for login in (_BOB, ("alice", _BOB[1]), None):
             with _pulling(lab, edge, kind, login) as client:
-                _expect_refused(client, private)
+                expect_refused(client, private)
         with _pulling(lab, edge, kind, None) as client:
             expect(client.pull(public) >= public.blobs(), "not every blob of what is everybody's")
         figure("also what everybody may pull, without a login")
@@ -147,11 +147,3 @@ def _ask(edge, path, login, method="GET", **headers):
     if login:
         headers["Authorization"] = f"Basic {wire.basic(*login)}"
     return wire.ask(edge.port, method, path, **headers)
-
-
-def _expect_refused(client, image):
-    try:
-        client.pull(image)
-    except CommandFailed:
-        return
-    expect(False, f"{client.label} pulled {image.reference}")

@@ -4,10 +4,10 @@ import base64
 from urllib.parse import quote
 
 from .. import wire
-from ..clients import Skopeo
+from ..clients import Skopeo, expect_refused
 from ..edge import upstream
 from ..lab import scenario
-from ..machine import CommandFailed, expect, wait_until
+from ..machine import expect, wait_until
 from ..origin import PASSWORD, USERNAME
 
 
@@ -25,7 +25,7 @@ def credentials(lab):
                 wire.ask(edge.port, "GET", path + unusual)
             metrics = wire.ask(edge.port, "GET", "/metrics").body.decode()
             origin.stop()
-            _expect_refused(client, lab.library["umoci"])
+            expect_refused(client, lab.library["umoci"])
             origin.start()
             edge.stop()
             with lab.check("neither password nor its Base64 is in a log at level trace, or in the metrics") as figure:
@@ -52,14 +52,6 @@ def credentials(lab):
                 _expect_absent(PASSWORD, {"its words": edge.log.read_text(errors="replace")})
             finally:
                 edge.stop()
-
-
-def _expect_refused(client, image):
-    try:
-        client.pull(image)
-    except CommandFailed:
-        return
-    expect(False, f"skopeo pulled {image.reference} with the origin stopped")
 
 
 def _expect_absent(password, places):

@@ -4,7 +4,7 @@ import shutil
 import time
 
 from .. import wire
-from ..clients import Containerd, Crane, DockerByPath, Oras, Podman, Skopeo, SkopeoMirror
+from ..clients import Containerd, Crane, DockerByPath, Oras, Podman, Skopeo, SkopeoMirror, expect_refused
 from ..database import Postgres
 from ..edge import upstream
 from ..lab import scenario
@@ -94,12 +94,12 @@ def _pulls_of(lab, edge, kind, key, allowed, other):
             with kind(lab.workspace, edge) as client:
                 expect(client.pull(allowed) >= allowed.blobs(), "not every blob")
             with kind(lab.workspace, edge) as client:
-                _expect_refused(client, other)
+                expect_refused(client, other)
         wrong = key["secret"][:-1] + ("x" if key["secret"][-1] != "x" else "y")
         with lab.workspace.logged_in(edge.location, "interop", wrong), kind(lab.workspace, edge) as client:
-            _expect_refused(client, allowed)
+            expect_refused(client, allowed)
         with kind(lab.workspace, edge) as client:
-            _expect_refused(client, allowed)
+            expect_refused(client, allowed)
 
 
 def _logins(lab, edge, key):
@@ -163,11 +163,3 @@ def _token(edge, origin, image, key):
     answer = _ask(edge, path, key)
     wire.expect_status(answer, 200)
     return answer.json["token"]
-
-
-def _expect_refused(client, image):
-    try:
-        client.pull(image)
-    except CommandFailed:
-        return
-    expect(False, f"{client.label} pulled {image.reference}")
